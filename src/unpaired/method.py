@@ -1,0 +1,183 @@
+"""A method is a game between networks: which networks move, in what order, on which loss.
+
+A method knows no trainer and no data; the trainer knows no method. `docs/design.md` says why it has this shape.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from unpaired.errors import ConfigProblem
+
+Batch = Mapping[str, Tensor]
+Layout = Literal["two_domains", "domains", "unlabelled", "paired"]
+
+
+class Update(NamedTuple):
+    """One move of the game: the networks named in `nets` ("G F E") descend on `loss`.
+
+    `log` holds the parts of the loss, detached scalars under the paper's names.
+    """
+
+    nets: str
+    loss: Tensor
+    log: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Shape(NamedTuple):
+    """Height, width and channels of the images that a method is built for."""
+
+    height: int
+    width: int
+    channels: int = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands, and the one source of a method's randomness.
+
+    A draw is a function of (seed, index, rank, microbatch, name) alone: resuming is exact, no draw depends on another,
+    and a test hands in its own by overriding `draw`.
+    """
+
+    index: int
+    total: int
+    seed: int = 0
+    rank: int = 0
+    microbatch: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done, in [0, 1): what schedules depend on."""
+        return self.index / self.total
+
+    def draw(self, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+        """`kind` is "normal", "uniform" or "permutation"; on the CPU, so that every device sees the same numbers."""
+        key = f"{self.seed}/{self.index}/{self.rank}/{self.microbatch}/{name}"
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        if kind == "permutation":
+            return torch.randperm(shape[0], generator=generator)
+        return {"normal": torch.randn, "uniform": torch.rand}[kind](shape, generator=generator)
+
+    def normal(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """Standard normal numbers, of the device and dtype of `like`."""
+        return self.draw(name, "normal", shape).to(like)
+
+    def uniform(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """Numbers uniform in [0, 1), of the device and dtype of `like`."""
+        return self.draw(name, "uniform", shape).to(like)
+
+    def permutation(self, name: str, n: int, like: Tensor) -> Tensor:
+        """A permutation of 0 .. n-1, on the device of `like`."""
+        return self.draw(name, "permutation", (n,)).to(like.device)
+
+
+class MethodConfig(BaseModel):
+    """Settings of a method; the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(nn.Module, ABC):
+    """Networks as attributes under the paper's letters, the training game, and the verbs of inference.
+
+    Images are (B, C, H, W) in [-1, 1]. Domains are counted from 0 in the order of `domains`.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    layout: ClassVar[Layout]  # the data that it trains on
+    averaged: ClassVar[str]  # the networks that translate: each has a moving average, model.safetensors holds these
+    accumulates: ClassVar[bool] = True  # False where the loss couples the batch
+    card: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # title, authors, venue, year, url
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # "paper", "small": parts of a run's config
+
+    def __init__(self, config: MethodConfig, domains: tuple[str, ...], shape: Shape) -> None:
+        super().__init__()
+        self.config, self.domains, self.shape = config, domains, shape
+
+    # The training game -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        """The algorithm box of the paper: yields each move with its loss, after which its networks have moved."""
+
+    # The verbs of inference ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def styles(self, source: int, target: int) -> frozenset[str]:
+        """The ways to say a style, of {"latent", "reference"}; empty: one output. Refuses what it cannot translate."""
+
+    @abstractmethod
+    def encode_content(self, x: Tensor, source: int) -> Tensor:
+        """What is kept of the images `x` of domain `source`: once per image ..."""
+
+    @abstractmethod
+    def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
+        """... many times per content: images of domain `target`, (B, C, H, W) in about [-1, 1]."""
+
+    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
+        """`n` random styles of domain `target` (latent-guided), drawn on the CPU."""
+        raise ConfigProblem(f"{self.name} has no random styles: give a reference image.")
+
+    def encode_style(self, reference: Tensor, target: int) -> Tensor | None:
+        """The styles of the images `reference` of domain `target` (reference-guided)."""
+        raise ConfigProblem(f"{self.name} takes no reference image: leave the style out or sample it.")
+
+    def translate(self, x: Tensor, source: int, target: int, style: Tensor | None) -> Tensor:
+        """Images `x` of domain `source` in domain `target`, under `style` (B, ...)."""
+        return self.decode(self.encode_content(x, source), style, target)
+
+    @property
+    def stride(self) -> int:
+        """Sides of an image must be multiples of this; translating pads to it and crops back."""
+        return 1
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    # Moving averages -------------------------------------------------------------------------------------------------
+
+    def start_averages(self) -> None:
+        """Copies of the networks in `averaged`, made after their initialisation, named `ema.<net>`."""
+        self.ema = nn.ModuleDict({net: copy.deepcopy(getattr(self, net)) for net in self.averaged.split()})
+        self.ema.requires_grad_(False)
+
+    @torch.no_grad()
+    def update_averages(self, decay: float) -> None:
+        """ema <- decay * ema + (1 - decay) * net for parameters; buffers (BatchNorm's statistics) are copied."""
+        for net, average in self.ema.items():
+            live = self.get_submodule(net)
+            torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)
+            for mine, theirs in zip(average.buffers(), live.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def translator(self) -> Method:
+        """This method with the averages in the place of the networks (shared, not copied): what translates."""
+        view = copy.copy(self)
+        view._modules = {**self._modules, **self.ema}
+        return view.eval()
+
+
+def frozen(net: nn.Module) -> Any:
+    """`net` as a fixed function: gradients reach its input, not its weights. sg(.) of the papers."""
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    return lambda *args: torch.func.functional_call(net, weights, args)
+
+
+@contextmanager
+def fp32(x: Tensor) -> Iterator[None]:
+    """Leaves autocast, for what bf16 would spoil: gradient penalties, splines."""
+    with torch.autocast(x.device.type, enabled=False):
+        yield

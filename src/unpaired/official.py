@@ -1,0 +1,36 @@
+"""Names of the official implementations, and the way from their checkpoints to ours.
+
+Only names and shapes of the published files are used here; the networks are ours.
+"""
+
+from __future__ import annotations
+
+
+def munit_generator(downsamplings: int, residuals: int) -> dict[str, str]:
+    """Modules of MUNIT's `AutoEncoder` -> modules of the official `AdaINGen` (NVlabs/MUNIT)."""
+    names = {f"E_s.convs.{i}": f"enc_style.model.{i}" for i in range(5)}
+    names["E_s.fc"] = "enc_style.model.6"
+    names |= {f"E_c.{i}": f"enc_content.model.{i}" for i in range(1 + downsamplings)}
+    for j in range(residuals):
+        for k in range(2):
+            content, decoder = f"enc_content.model.{1 + downsamplings}", "dec.model.0"
+            names[f"E_c.{1 + downsamplings + j}.body.{k}"] = f"{content}.model.{j}.model.{k}"
+            names[f"G.residuals.{j}.conv_{k + 1}"] = f"{decoder}.model.{j}.model.{k}.conv"
+    names |= {f"G.up.{i}": f"dec.model.{2 + 2 * i}" for i in range(downsamplings)}
+    names["G.rgb"] = f"dec.model.{1 + 2 * downsamplings}"
+    return names | {f"mlp.{2 * i}": f"mlp.model.{i}.fc" for i in range(3)}
+
+
+def munit_discriminator(layers: int, scales: int) -> dict[str, str]:
+    """Modules of `MultiScale` -> modules of the official `MsImageDis`."""
+    return {f"scales.{i}.{j}": f"cnns.{i}.{j}" for i in range(scales) for j in range(layers + 1)}
+
+
+def translated(names: dict[str, str], ours: str) -> str:
+    """The official name of our parameter or module `ours`, by the longest module in `names` that holds it."""
+    parts = ours.split(".")
+    for n in range(len(parts), 0, -1):
+        module = ".".join(parts[:n])
+        if module in names:
+            return ".".join([names[module], *parts[n:]])
+    raise KeyError(ours)
