@@ -1,7 +1,8 @@
 """Image intake: every image that the program reads, to train, translate or serve, enters here.
 
 `read_image` gives 8-bit RGB pixels, upright, or one sentence why not. In order: size of the file,
-kind of the file by its first bytes, size of the image by its header, decoding, orientation, colours.
+kind of the file by its first bytes, size of the image by its header, decoding, orientation,
+colours.
 
 What is used, and how:
 
@@ -95,8 +96,8 @@ def read_image(source: str | os.PathLike[str] | bytes, limits: Limits = TRAIN) -
     whatever the bytes are. Warns with OddImage where a PNG lacks its end mark.
     """
     name = "the image" if isinstance(source, bytes) else escape(source)
+    data = source if isinstance(source, bytes) else read_file(source, limits.max_bytes)
     try:
-        data = source if isinstance(source, bytes) else _read_file(source, limits.max_bytes)
         if len(data) > limits.max_bytes:
             raise _Refused(f"the file is larger than {limits.max_bytes:,} bytes")
         kind = _kind(data)
@@ -114,21 +115,23 @@ def read_image(source: str | os.PathLike[str] | bytes, limits: Limits = TRAIN) -
     return image
 
 
-def _read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+def read_file(path: str | os.PathLike[str], max_bytes: int = TRAIN.max_bytes) -> bytes:
+    """The bytes of a regular file. Raises BadImage; never blocks on a pipe or a device."""
+    name = escape(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already act on it
-            raise _Refused("it is not a regular file")
+            raise BadImage(name, "it is not a regular file")
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
         with open(os.open(path, flags), "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
-                raise _Refused("it is not a regular file")
+                raise BadImage(name, "it is not a regular file")
             if info.st_size > max_bytes:
-                raise _Refused(f"the file is larger than {max_bytes:,} bytes")
+                raise BadImage(name, f"the file is larger than {max_bytes:,} bytes")
             return file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise _Refused(f"the file cannot be read ({reason})") from None
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(name, f"the file cannot be read ({reason})") from None
 
 
 # What the first bytes say. The second table only makes a better sentence.
@@ -160,13 +163,17 @@ _OTHERS = (
 )
 
 
-def _kind(data: bytes) -> str:
-    head = data[:512]
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
+def kind_of(head: bytes) -> str | None:
+    """The one of `FORMATS` that the first 16 bytes of a file promise, or None."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def _kind(data: bytes) -> str:
+    head = data[:512]
+    if kind := kind_of(head):
+        return kind
     if not head:
         raise _Refused("the file is empty")
     what = next((what for magic, what in _OTHERS if head.startswith(magic)), "")
