@@ -1,1 +1,19 @@
+"""Translate images between domains without pairs: MUNIT and its family. See README.md."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unpaired.translator import Translator
+
+__version__ = "0.1.0"
+__all__ = ["Translator"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Translator":  # torch is loaded only by those who use it
+        from unpaired.translator import Translator
+
+        return Translator
+    raise AttributeError(f"module 'unpaired' has no attribute '{name}'")

@@ -88,6 +88,8 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    name: str = ""  # "munit", or "my_lab.cut" for a file outside the repository
+
 
 class Method(nn.Module, ABC):
     """Networks as attributes under the paper's letters, the training game, and the verbs of inference.

@@ -71,6 +71,21 @@ class MUNIT(Method):
         "year": 2018,
         "url": "https://arxiv.org/abs/1804.04732",
     }
+    presets = {
+        "paper": {
+            "data": {"size": 256, "batch": 1},
+            "optim": {"default": {"weight_decay": 1e-4, "decay": {"kind": "steps", "every": 0.1, "factor": 0.5}}},
+            "train": {"steps": 1_000_000, "save_every": 10_000, "sample_every": 5_000},
+        },
+        "small": {
+            "method": {"dim": 24, "mlp_dim": 64, "residuals": 2, "d_dim": 24, "d_layers": 3, "d_scales": 2},
+            "data": {"size": 32, "batch": 8},
+            "optim": {
+                "default": {"lr": 5e-4, "weight_decay": 1e-4, "decay": {"kind": "linear", "start": 0.5}}
+            },
+            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+        },
+    }
 
     def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
         super().__init__(config, domains, shape)

@@ -1,0 +1,3 @@
+from unpaired.cli import main
+
+raise SystemExit(main())

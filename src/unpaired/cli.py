@@ -1,0 +1,121 @@
+"""The command line. Each command loads what it needs; `--help` loads nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unpaired.errors import Problem
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def train(args: argparse.Namespace) -> None:
+    from unpaired.checkpoint import RunFolder
+    from unpaired.config import load
+    from unpaired.errors import ConfigProblem
+    from unpaired.train import fit
+
+    settings = list(args.settings)
+    config = settings.pop(0) if settings and "=" not in settings[0] else None
+    if args.resume:
+        if config or args.method or args.data or args.init:
+            raise ConfigProblem("--resume RUN goes on with the run's own config: leave the rest out, but for train.* settings.")
+        folder = RunFolder(args.resume)
+        fit(load(saved_config(args.resume), settings), folder, resume=True)
+        return
+    base: dict[str, object] = {}
+    if args.method:
+        base["method"] = {"name": args.method}
+    if args.preset:
+        base["preset"] = args.preset
+    if args.data:
+        base["data"] = {"root": args.data[0] if len(args.data) == 1 else args.data}
+    run = load(config, settings, **base)
+    folder = RunFolder(args.out or unused(Path("runs"), run.method.name))
+    print(f"Run folder: {folder.path}   page: {folder.path / 'index.html'}")
+    fit(run, folder, init=args.init)
+
+
+def saved_config(run: Path) -> Path:
+    from unpaired.errors import ConfigProblem
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigProblem(f"{run} is not a run: there is no {path}; name a folder made by `unpaired train`.")
+    return path
+
+
+def unused(parent: Path, name: str) -> Path:
+    """runs/munit, or runs/munit-2 where that is taken."""
+    for n in range(1, 10_000):
+        path = parent / (name if n == 1 else f"{name}-{n}")
+        if not path.exists():
+            return path
+    raise AssertionError("ten thousand runs of one name")
+
+
+def translate(args: argparse.Namespace) -> int:
+    from unpaired.translate import translate_files
+
+    return translate_files(args)
+
+
+def parser() -> argparse.ArgumentParser:
+    from unpaired import __version__
+
+    p = argparse.ArgumentParser(
+        prog="unpaired",
+        description="Translate images between domains without pairs.",
+        epilog="Exit codes: 0 done, 2 bad usage or config, 65 unusable images or model, 70 diverged, 71 out of memory, "
+        "73 folder not writable, 74 storage failed, 75 folder in use, 130 Ctrl-C, 143 SIGTERM.",
+    )
+    p.add_argument("--version", action="version", version=f"unpaired {__version__}")
+    commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    c = command(commands, "train", train, "learn to translate from folders of images")
+    c.add_argument("settings", nargs="*", metavar="[CONFIG.yaml] key=value", help="a config and settings such as train.steps=1000")
+    c.add_argument("--method", help="munit, ... or my_lab.cut for a file of your own")
+    c.add_argument("--data", nargs="+", metavar="DIR", help="a folder, two folders, or `scenes` for the built-in ones")
+    c.add_argument("--preset", choices=("small", "paper"), help="small: minutes on a CPU; paper: the publication's settings")
+    c.add_argument("--out", type=Path, metavar="RUN", help="the run folder (default: runs/METHOD)")
+    c.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, exactly where it was")
+    c.add_argument("--init", type=Path, metavar="RUN", help="start from the networks of another run")
+
+    c = command(commands, "translate", translate, "translate an image or a folder")
+    c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+    c.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
+    c.add_argument("--to", required=True, metavar="DOMAIN", help="the target domain")
+    c.add_argument("--source", metavar="DOMAIN", help="the domain of the images (default: the other one of two)")
+    c.add_argument("--styles", type=int, default=8, metavar="N", help="random styles for each image (default 8)")
+    c.add_argument("--style-from", type=Path, metavar="REF", help="take the style of this image")
+    c.add_argument("--interpolate", nargs=2, metavar=("A", "B"), help="from style A to style B: seeds or images")
+    c.add_argument("--steps", type=int, default=9, metavar="N", help="pictures of an interpolation (default 9)")
+    c.add_argument("--seed", type=int, default=0, help="of the random styles (default 0)")
+    c.add_argument("--size", type=int, metavar="PX", help="shorter side to work at (default: the training size)")
+    c.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/translations)")
+    c.add_argument("--strict", action="store_true", help="fail if any image cannot be read")
+    return p
+
+
+def command(commands: argparse._SubParsersAction, name: str, function: Command, text: str) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    p.set_defaults(function=function)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; a `Problem` becomes one line on stderr and its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return args.function(args) or 0
+    except Problem as problem:
+        print(f"unpaired: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        print("unpaired: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0

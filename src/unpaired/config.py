@@ -1,0 +1,217 @@
+"""A run's config: method + data + optim + train. One way to say a setting everywhere: `optim.F.lr=5e-7`.
+
+From weak to strong: the defaults here, the method's preset, the YAML file, `key=value` from the command line. The
+resolved config says everything; it is written into the run folder and into every model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from unpaired.errors import ConfigProblem
+from unpaired.method import Method, MethodConfig, Shape
+from unpaired.registry import find_method
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where the images come from and how they are cut."""
+
+    root: str | tuple[str, ...] | None = None  # a folder, several, or "scenes": see docs/data.md
+    domains: tuple[str, ...] | None = None  # which domains, in which order; default: all that are found
+    size: Annotated[int, Field(ge=8)] | tuple[int, int] = 256  # side of the square crop, or (height, width)
+    zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
+    flip: bool = True  # mirror half of the images
+    channels: Literal[1, 3] = 3
+    batch: int = Field(1, ge=1)  # images of each domain in a step
+    workers: int | Literal["auto"] = "auto"  # processes that read; auto: none on a CPU
+    max_bad: float = Field(0.05, ge=0, le=1)  # the share of unreadable images at which training refuses
+    count: int = Field(2000, ge=1)  # scenes of each domain
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class Decay(Section):
+    """How the learning rate falls, in fractions of the run."""
+
+    kind: Literal["constant", "linear", "steps"] = "constant"
+    start: float = Field(0.5, ge=0, le=1)  # linear: full until here, then down to 0 at the end
+    every: float = Field(0.1, gt=0, le=1)  # steps: times `factor` after each such fraction
+    factor: float = Field(0.5, gt=0, le=1)
+
+    def at(self, fraction: float) -> float:
+        """The factor on the learning rate when `fraction` of the run is done."""
+        if self.kind == "linear":
+            return min(1.0, (1 - fraction) / max(1 - self.start, 1e-9))
+        if self.kind == "steps":
+            return self.factor ** int(fraction / self.every + 1e-9)
+        return 1.0
+
+
+class Optim(Section):
+    """One network's optimizer; `default` says what a network leaves out."""
+
+    kind: Literal["adam", "rmsprop"] = "adam"
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.999)
+    weight_decay: float = Field(0.0, ge=0)  # added to the gradient
+    clip: float | None = Field(None, gt=0)  # the largest norm of a network's gradient
+    decay: Decay = Decay()
+
+
+class Train(Section):
+    """The run itself."""
+
+    steps: int = Field(100_000, ge=1)
+    ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged networks; 0: no average
+    accumulate: int = Field(1, ge=1)  # microbatches that a batch is split into, to save memory
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    compile: bool = False
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, ge=1)
+    sample_every: int = Field(1000, ge=1)
+    save_every: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1)  # checkpoints that are kept
+    tensorboard: bool = False  # needs the extra `log`
+
+
+class Run(Section):
+    """A complete run. `load` makes one."""
+
+    method: SerializeAsAny[MethodConfig]
+    preset: str = "paper"
+    data: Data = Data()
+    optim: dict[str, Optim] = Field(default_factory=lambda: {"default": Optim()})
+    train: Train = Train()
+
+    def optimizer(self, net: str) -> Optim:
+        return self.optim.get(net, self.optim["default"])
+
+    def method_class(self) -> type[Method]:
+        return find_method(self.method.name)
+
+    def build(self, domains: tuple[str, ...]) -> Method:
+        """The method's networks, initialised from `train.seed`."""
+        import torch
+
+        torch.manual_seed(self.train.seed)
+        method = self.method_class()(self.method, domains, Shape(*self.data.hw, self.data.channels))
+        method.start_averages()
+        return method
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def load(
+    path: str | Path | None = None, overrides: Iterable[str] = (), **base: Any
+) -> Run:
+    """A run's config from a YAML file, `key=value` words and nested dictionaries (`method={"name": "munit"}`)."""
+    said = merge(read_yaml(path) if path else {}, base)
+    for word in overrides:
+        said = merge(said, override(word))
+    return resolve(said)
+
+
+def resolve(said: Mapping[str, Any]) -> Run:
+    """The complete config from what was said, over the method's preset."""
+    section = said.get("method")
+    name = section.get("name") if isinstance(section, Mapping) else section
+    if not isinstance(name, str):
+        raise ConfigProblem("The config names no method: say --method munit, or `method: {name: munit}` in the file.")
+    method = find_method(name)
+    preset = said.get("preset", "paper")
+    if method.presets and preset not in method.presets:
+        raise ConfigProblem(f"preset: {name} has no preset '{preset}': {nearest(str(preset), method.presets)}")
+    tree = merge(method.presets.get(preset, {}), said)
+    settings = {"name": name, **(tree["method"] if isinstance(tree["method"], Mapping) else {})}
+    optim = tree.get("optim", {})
+    default = optim.get("default", {}) if isinstance(optim, Mapping) else {}
+    if isinstance(optim, Mapping):
+        optim = {net: merge(default, own) if isinstance(own, Mapping) else own for net, own in optim.items()}
+        optim = {"default": default, **optim}
+    try:
+        config = method.Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigProblem(sentence(error, method.Config, ("method",))) from None
+    try:
+        return Run.model_validate({**tree, "method": config, "preset": preset, "optim": optim})
+    except ValidationError as error:
+        raise ConfigProblem(sentence(error, Run)) from None
+
+
+def merge(weak: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any]:
+    """`weak` with what `strong` says over it, section by section."""
+    merged = dict(weak)
+    for key, value in strong.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def override(word: str) -> dict[str, Any]:
+    """`optim.F.lr=5e-7` -> {"optim": {"F": {"lr": 5e-7}}}"""
+    key, sign, value = word.partition("=")
+    if not sign or not key:
+        raise ConfigProblem(f"'{word}' is not a setting: write key=value, such as train.steps=1000.")
+    try:
+        tree: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        tree = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigProblem(f"There is no config file {path}: give a YAML file, or --method and --data.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigProblem(f"{path} cannot be read as a config: {error}.") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise ConfigProblem(f"{path} is not valid YAML{line}: mend it there.") from None
+    if not isinstance(tree, dict):
+        raise ConfigProblem(f"{path} is not a config: it should hold `method:`, `data:`, `optim:`, `train:`.")
+    return tree
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "did you mean lr?", or the list to choose from."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}."
+
+
+def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
+    """The first fault of a validation in one sentence that names the key and the remedy."""
+    fault = error.errors()[0]
+    location = [str(part) for part in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        fields = fields_at(model, location[:-1])
+        return f"{'.'.join([*prefix, *location])}: there is no such key: {nearest(location[-1], fields)}"
+    steps = [part for part in location if part.isidentifier() and "[" not in part and part not in ("int", "str")]
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{'.'.join([*prefix, *steps])}: {message}, not {fault['input']!r}: correct it."
+
+
+def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
+    """The keys of the section that `location` leads to."""
+    sections = {"data": Data, "optim": Optim, "train": Train, "decay": Decay}
+    for part in location:
+        model = sections.get(part, model)
+    return list(model.model_fields)

@@ -1,0 +1,268 @@
+"""What a step trains on, as a pure function of (seed, step): the order, the crops and the flips.
+
+Epoch and place in it follow from the step, the order from (seed, domain, epoch), a sample's crop and flip from (seed,
+domain, epoch, index). So any number of workers reads the same batches, and resuming needs nothing but the step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unpaired.data.intake import BadImage, escape, read_image, resize
+from unpaired.errors import ConfigProblem, DataProblem
+
+CACHE_BYTES = 2 << 30  # decoded and resized images that a process keeps
+
+
+class Pictures(Protocol):
+    """The images of one domain and split."""
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> np.ndarray: ...  # (H, W, 3) uint8, at least the size of the crop
+    def name(self, index: int) -> str: ...
+
+
+class FilePictures:
+    """Images on disk, upright, RGB, resized so that they just cover `cover` (height, width); kept once decoded.
+
+    An image that cannot be read is reported once, with its reason, and the next one of the list stands in for it.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], cover: tuple[int, int], report: Callable[[Path, str], None]
+    ) -> None:
+        self.files, self.cover, self.report = files, cover, report
+        self.kept: dict[int, np.ndarray] = {}
+        self.bytes = 0
+        self.bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
+
+    def read(self, index: int) -> np.ndarray:
+        for i in range(len(self.files)):
+            image = self.attempt((index + i) % len(self.files))
+            if image is not None:
+                return image
+        raise DataProblem(
+            f"No image of {self.files[0].parent} can be read: run `unpaired data check` there."
+        )
+
+    def attempt(self, index: int) -> np.ndarray | None:
+        if index in self.kept or index in self.bad:
+            return self.kept.get(index)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # an odd but readable file; `data check` tells of these
+                image = covering(read_image(self.files[index]), self.cover)
+        except BadImage as error:
+            self.bad.add(index)
+            self.report(self.files[index], str(error))
+            return None
+        if self.bytes + image.nbytes <= CACHE_BYTES:
+            self.kept[index] = image
+            self.bytes += image.nbytes
+        return image
+
+
+class ScenePictures:
+    """The built-in scenes of one domain, kept once drawn."""
+
+    def __init__(self, scenes: Any) -> None:
+        self.scenes = scenes
+        self.kept: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def name(self, index: int) -> str:
+        return f"{self.scenes.domain} scene {index}"
+
+    def read(self, index: int) -> np.ndarray:
+        if index not in self.kept:
+            self.kept[index] = self.scenes[index].image
+        return self.kept[index]
+
+
+def covering(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`image`, aspect kept, resized to the smallest that covers `size`."""
+    h, w = image.shape[:2]
+    ratio = max(size[0] / h, size[1] / w)
+    target = (max(size[0], round(h * ratio)), max(size[1], round(w * ratio)))
+    return image if target == (h, w) else resize(image, target)
+
+
+class Sample(NamedTuple):
+    """One image of a batch: where it comes from and the numbers that its augmentation uses."""
+
+    domain: int
+    epoch: int
+    index: int
+
+
+class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
+    """Batch `step` of a run: tensors by name, images (B, H, W, C) uint8, and the names of the files in it."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Pictures],
+        layout: str,
+        batch: int,
+        size: tuple[int, int],
+        *,
+        steps: int,
+        seed: int = 0,
+        flip: bool = True,
+        channels: int = 3,
+    ) -> None:
+        self.pictures, self.layout, self.batch, self.size = pictures, layout, batch, size
+        self.steps, self.seed, self.flip, self.channels = steps, seed, flip, channels
+        self.make = getattr(self, layout)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[dict[str, Tensor], list[str]]:  # type: ignore[override]
+        tensors, samples = self.make(step)
+        return tensors, [self.pictures[s.domain].name(s.index) for s in samples]
+
+    # Layouts -------------------------------------------------------------------------------------
+
+    def two_domains(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
+        a, b = self.samples(0, step), self.samples(1, step)
+        return {"x_1": self.images(a), "x_2": self.images(b)}, a + b
+
+    def paired(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
+        a = self.samples(0, step)
+        b = [s._replace(domain=1) for s in a]
+        return {"x_1": self.images(a, key=0), "x_2": self.images(b, key=0)}, a + b
+
+    def domains(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
+        """Domain-balanced sources and references; `x_ref2` is another image of the reference's domain."""
+        n = len(self.pictures)
+        source = self.balanced("source", step, n)
+        target = self.balanced("target", step, n)
+        src = [self.drawn("src", step, j, d) for j, d in enumerate(source)]
+        ref = [self.drawn("ref", step, j, d) for j, d in enumerate(target)]
+        ref2 = [self.drawn("ref2", step, j, d) for j, d in enumerate(target)]
+        tensors = {
+            "x_src": self.images(src),
+            "x_ref": self.images(ref),
+            "x_ref2": self.images(ref2),
+            "y_src": torch.tensor(source),
+            "y_ref": torch.tensor(target),
+        }
+        return tensors, src + ref + ref2
+
+    # Order ---------------------------------------------------------------------------------------
+
+    def samples(self, domain: int, step: int) -> list[Sample]:
+        """The next `batch` images of a domain, each once an epoch, in an order of its own."""
+        n = len(self.pictures[domain])
+        if n == 0:
+            raise DataProblem(f"Domain {domain} holds no image.")
+        places = (divmod(step * self.batch + j, n) for j in range(self.batch))
+        return [
+            Sample(domain, epoch, int(order(self.seed, domain, epoch, n)[i])) for epoch, i in places
+        ]
+
+    def balanced(self, what: str, step: int, n: int) -> list[int]:
+        """Domains of a batch: as equal in number as can be, in random order."""
+        rng = generator(self.seed, what, step)
+        start = int(rng.integers(n))
+        return rng.permutation([(start + j) % n for j in range(self.batch)]).tolist()
+
+    def drawn(self, what: str, step: int, j: int, domain: int) -> Sample:
+        """An image of `domain` at random; the step stands for the epoch in its augmentation."""
+        rng = generator(self.seed, what, step, j)
+        return Sample(domain, step, int(rng.integers(len(self.pictures[domain]))))
+
+    # Augmentation --------------------------------------------------------------------------------
+
+    def images(self, samples: Sequence[Sample], key: int | None = None) -> Tensor:
+        """(B, H, W, C) uint8: a random crop, half of them mirrored. `key` ties the cuts of paired domains."""
+        return torch.from_numpy(
+            np.stack([self.image(s, s.domain if key is None else key) for s in samples])
+        )
+
+    def image(self, sample: Sample, key: int) -> np.ndarray:
+        image = self.pictures[sample.domain].read(sample.index)
+        rng = generator(self.seed, "crop", key, sample.epoch, sample.index)
+        (h, w), (top, left, mirror) = self.size, rng.random(3)
+        y, x = int(top * (image.shape[0] - h + 1)), int(left * (image.shape[1] - w + 1))
+        image = image[y : y + h, x : x + w]
+        image = image[:, ::-1] if self.flip and mirror < 0.5 else image
+        return luminance(image) if self.channels == 1 else image
+
+
+def luminance(image: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) -> grey (H, W, 1), ITU-R 601."""
+    return np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+
+
+@lru_cache(maxsize=64)
+def order(seed: int, domain: int, epoch: int, n: int) -> np.ndarray:
+    """The order in which an epoch goes through `n` images."""
+    return generator(seed, "order", domain, epoch).permutation(n)
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """Random numbers that depend on `key` alone."""
+    words = [k if isinstance(k, int) else int.from_bytes(k.encode(), "little") for k in key]
+    return np.random.Generator(np.random.PCG64(words))
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Images (B, H, W, C) uint8 -> (B, C, H, W) in [-1, 1], channels last in memory; labels as they are."""
+    moved = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    return {
+        name: (x.permute(0, 3, 1, 2).float() / 127.5 - 1) if x.dtype is torch.uint8 else x
+        for name, x in moved.items()
+    }
+
+
+def loader(
+    batches: Batches, start: int, workers: int
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Batches `start`, `start + 1`, ... read ahead by `workers` processes."""
+    from torch.utils.data import DataLoader
+
+    return iter(
+        DataLoader(
+            batches,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=range(start, len(batches)),
+            num_workers=workers,
+            timeout=120 if workers else 0,
+            prefetch_factor=4 if workers else None,
+            persistent_workers=workers > 0,
+        )
+    )
+
+
+def check_layout(layout: str, domains: Sequence[str], method: str) -> None:
+    """Refuses domains that a method cannot train on."""
+    wanted = {"two_domains": 2, "paired": 2}.get(layout)
+    if wanted and len(domains) != wanted:
+        found = ", ".join(escape(d) for d in domains) or "none"
+        raise ConfigProblem(
+            f"{method} needs exactly {wanted} domains, here are {len(domains)} ({found}): "
+            "choose two by data.domains=[one, another]."
+        )
+    if layout == "domains" and len(domains) < 2:
+        raise ConfigProblem(
+            f"{method} needs two or more domains, here is {len(domains)}: give a folder for each."
+        )

@@ -1,0 +1,209 @@
+"""CycleGAN: Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks.
+
+Jun-Yan Zhu, Taesung Park, Phillip Isola, Alexei A. Efros. ICCV 2017. https://arxiv.org/abs/1703.10593
+
+Two generators G: X -> Y and F: Y -> X, each of which undoes the other. The objective is (eq. 3)
+
+    min over G, F, max over D_X, D_Y of   L_GAN(G, D_Y) + L_GAN(F, D_X) + lambda_cyc L_cyc [+ L_identity]
+
+    L_GAN      = least squares, D on patches of 70x70 pixels                            (1), Sec. 4
+    L_cyc      = E |F(G(x)) - x|_1 + E |G(F(y)) - y|_1                                  (2)
+    L_identity = lambda_cyc lambda_idt (E |G(y) - y|_1 + E |F(x) - x|_1)                Sec. 5.2
+
+D learns from a history of 50 generated images (Sec. 4): half of what it sees, once the history is full, is from earlier.
+With `noise` it is the `CycleGAN with noise` of MUNIT's Table 1: a code z ~ N(0, I) is appended to the input of G and F as
+constant maps. Nothing in the objective asks them to use it.
+
+Differences from the official code: a moving average of the generators does the translating (theirs does not average;
+`train.ema=0` for theirs); the learning rate falls over fractions of the run (theirs: constant for 100 epochs, then to 0
+in 100); the history is part of the saved state (theirs starts empty after a resume). Nothing else: losses, gradients
+and updates agree with it to rounding (`tests/test_parity_family.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unpaired.errors import ConfigProblem
+from unpaired.losses import l1, lsgan_d, lsgan_g
+from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
+from unpaired.networks.patchgan import PatchGAN
+from unpaired.networks.resnet import ResNet
+
+OPTIM = {
+    "default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linear", "start": 0.5}}
+}
+
+
+class Config(MethodConfig):
+    """The paper's settings for 256 px; `residuals` is 6 for 128 px."""
+
+    lambda_cyc: float = Field(10.0, ge=0)
+    lambda_idt: float = Field(0.5, ge=0)  # times lambda_cyc; 0 where colours should change
+    noise: bool = False
+    noise_dim: int = Field(8, ge=1)
+    pool: int = Field(50, ge=0)  # generated images of each domain that are remembered
+    dim: int = Field(64, ge=1)
+    residuals: int = Field(9, ge=1)
+    d_dim: int = Field(64, ge=1)
+    d_layers: int = Field(3, ge=1)
+
+
+class CycleGAN(Method):
+    Config = Config
+    layout = "two_domains"
+    averaged = "G F"
+    card = {
+        "title": "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks",
+        "authors": "Zhu, Park, Isola, Efros",
+        "venue": "ICCV",
+        "year": 2017,
+        "url": "https://arxiv.org/abs/1703.10593",
+    }
+    presets = {
+        "paper": {
+            "data": {"size": 256, "zoom": 286 / 256, "batch": 1},
+            "optim": OPTIM,
+            "train": {"steps": 200_000},
+        },
+        "small": {
+            "method": {"dim": 16, "residuals": 3, "d_dim": 16, "d_layers": 2},
+            "data": {"size": 32, "batch": 4},
+            "optim": OPTIM,
+            "train": {"steps": 3000, "ema": 0.99},
+        },
+    }
+
+    def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
+        super().__init__(config, domains, shape)
+        smallest = max(ResNet.smallest, PatchGAN.smallest(config.d_layers))
+        if min(shape.height, shape.width) < smallest:
+            raise ConfigProblem(
+                f"data.size is below {smallest} px, the least that the discriminator of "
+                f"method.d_layers={config.d_layers} can judge: lower it or raise data.size."
+            )
+        if shape.height % ResNet.stride or shape.width % ResNet.stride:
+            raise ConfigProblem(f"data.size must be a multiple of {ResNet.stride} for cyclegan.")
+        c_in = shape.channels + (config.noise_dim if config.noise else 0)
+        self.G, self.F = (
+            ResNet(c_in, shape.channels, config.dim, config.residuals) for _ in range(2)
+        )
+        self.D_X, self.D_Y = (
+            PatchGAN(shape.channels, config.d_dim, config.d_layers) for _ in range(2)
+        )
+        self.pool_X, self.pool_Y = Pool(config.pool, shape), Pool(config.pool, shape)
+
+    # The game --------------------------------------------------------------------------------
+
+    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        x, y = batch["x_1"], batch["x_2"]
+        z_G, z_F = self.prior("z_G", x, step), self.prior("z_F", x, step)
+        fake_y, fake_x = self.G(x, z_G), self.F(y, z_F)
+        yield self.generate(x, y, fake_x, fake_y, z_G, z_F)
+        yield self.discriminate(x, y, fake_x.detach(), fake_y.detach(), step)
+
+    def generate(
+        self,
+        x: Tensor,
+        y: Tensor,
+        fake_x: Tensor,
+        fake_y: Tensor,
+        z_G: Tensor | None,
+        z_F: Tensor | None,
+    ) -> Update:
+        G, F, D_X, D_Y, w = self.G, self.F, self.D_X, self.D_Y, self.config
+        L = {
+            "adv_G": lsgan_g([D_Y(fake_y)]),  # (1)
+            "adv_F": lsgan_g([D_X(fake_x)]),
+            "cyc_x": w.lambda_cyc * l1(F(fake_y, z_F), x),  # (2)
+            "cyc_y": w.lambda_cyc * l1(G(fake_x, z_G), y),
+        }
+        if w.lambda_idt:
+            L["idt_x"] = w.lambda_cyc * w.lambda_idt * l1(F(x, z_F), x)  # Sec. 5.2
+            L["idt_y"] = w.lambda_cyc * w.lambda_idt * l1(G(y, z_G), y)
+        loss = torch.stack(list(L.values())).sum()
+        return Update("G F", loss, {name: part.detach() for name, part in L.items()})
+
+    def discriminate(
+        self, x: Tensor, y: Tensor, fake_x: Tensor, fake_y: Tensor, step: Step
+    ) -> Update:
+        D_X, D_Y = self.D_X, self.D_Y
+        fake_x = self.pool_X(fake_x, *self.dice("pool_X", fake_x, step))
+        fake_y = self.pool_Y(fake_y, *self.dice("pool_Y", fake_y, step))
+        L_D_X = lsgan_d([D_X(x)], [D_X(fake_x)]) / 2  # halved: D learns at half of G's rate
+        L_D_Y = lsgan_d([D_Y(y)], [D_Y(fake_y)]) / 2
+        return Update(
+            "D_X D_Y", L_D_X + L_D_Y, {"D_X": L_D_X.detach(), "D_Y": L_D_Y.detach()}
+        )
+
+    def prior(self, name: str, x: Tensor, step: Step) -> Tensor | None:
+        """A code from N(0, I), (B, noise_dim); None without noise."""
+        if not self.config.noise:
+            return None
+        return step.normal(name, x.shape[0], self.config.noise_dim, like=x)
+
+    def dice(self, name: str, fakes: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Two uniform numbers an image: whether the pool swaps it, and for which."""
+        n, like = fakes.shape[0], self.pool_X.images
+        return step.uniform(f"{name}.swap", n, like=like), step.uniform(
+            f"{name}.which", n, like=like
+        )
+
+    # The verbs -------------------------------------------------------------------------------
+
+    def styles(self, source: int, target: int) -> frozenset[str]:
+        if source == target:
+            raise ConfigProblem(
+                "cyclegan has no way from a domain to itself: name another source or target."
+            )
+        return frozenset({"latent"}) if self.config.noise else frozenset()
+
+    def encode_content(self, x: Tensor, source: int) -> Tensor:
+        """The images themselves: G and F have no code between two halves."""
+        return x
+
+    def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
+        return (self.F, self.G)[target](content, style)
+
+    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
+        if not self.config.noise:
+            return super().sample_style(n, target, generator)
+        return torch.randn(n, self.config.noise_dim, generator=generator)
+
+    @property
+    def stride(self) -> int:
+        return ResNet.stride
+
+
+class Pool(nn.Module):
+    """A history of generated images (Shrivastava et al., CVPR 2017): half of what it returns, once full, is from it."""
+
+    images: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, shape: Shape) -> None:
+        super().__init__()
+        self.register_buffer(
+            "images", torch.zeros(size, shape.channels, shape.height, shape.width)
+        )
+        self.register_buffer("count", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, fakes: Tensor, swap: Tensor, which: Tensor) -> Tensor:
+        """Images (B, C, H, W) and two uniform numbers each -> (B, C, H, W), some of them exchanged for older ones.
+
+        One after the other: while there is room an image is kept and returned; then, if `swap` < 1/2, it takes the place
+        of the image `which` * size, which is returned instead of it.
+        """
+        size, returned = len(self.images), []
+        for x, u, v in zip(fakes[:, None], swap[:, None], which[:, None], strict=True):
+            room = self.count < size  # no branch on it: the step waits for no device
+            slot = torch.where(room, self.count, (v * size).long())
+            old = self.images.index_select(0, slot)
+            returned.append(torch.where(room | (u >= 0.5), x, old))
+            self.images.index_copy_(0, slot, torch.where(room | (u < 0.5), x, old).to(old.dtype))
+            self.count += room
+        return torch.cat(returned)

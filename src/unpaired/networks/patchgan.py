@@ -1,0 +1,40 @@
+"""The discriminator of pix2pix, CycleGAN and BicycleGAN (Isola et al., CVPR 2017, Sec. 3.2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from unpaired.networks.resnet import gaussian
+
+
+class PatchGAN(nn.Sequential):
+    """Images (B, C, H, W) -> a map of scores (B, 1, h, w), each of one patch: 70x70 pixels with three `layers`.
+
+    `layers` 4x4 convolutions of stride 2 and two of stride 1, leaky ReLU, norm on all but the first and the last. A norm
+    that has its own shift takes the place of the convolution's bias.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int = 64,
+        layers: int = 3,
+        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+    ) -> None:
+        widths = [dim * min(2**i, 8) for i in range(layers + 1)]
+        blocks = [nn.Sequential(nn.Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2))]
+        for i in range(layers):
+            stride = 2 if i < layers - 1 else 1
+            conv = nn.Conv2d(
+                widths[i], widths[i + 1], 4, stride, 1, bias=norm is not nn.BatchNorm2d
+            )
+            blocks.append(nn.Sequential(conv, norm(widths[i + 1]), nn.LeakyReLU(0.2)))
+        super().__init__(*blocks, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        gaussian(self)
+
+    @staticmethod
+    def smallest(layers: int, scales: int = 1) -> int:
+        """The smallest side of an image that `layers` at `scales` can judge: three pixels are left before the last two."""
+        return 3 * 2 ** (layers + scales - 1)

@@ -1,0 +1,64 @@
+"""CycleGAN's generator: a residual network between down- and up-sampling (Johnson et al., ECCV 2016)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unpaired.networks.blocks import Conv, Residual
+
+
+class ResNet(nn.Module):
+    """Images (B, C_in, H, W) -> images (B, C_out, H, W) in [-1, 1]; H and W are multiples of 4.
+
+    c7s1-dim, two convolutions of stride 2, `residuals` blocks, two transposed convolutions, c7s1 and tanh; instance norm.
+    Only the 7x7 convolutions and the blocks pad by reflection.
+    """
+
+    stride = 4
+    smallest = 8  # the blocks reflect a map of 2 pixels
+
+    def __init__(self, c_in: int, c_out: int, dim: int = 64, residuals: int = 9) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            Conv(c_in, dim, 7, 1, 3, nn.InstanceNorm2d, nn.ReLU()),
+            self._down(dim, 2 * dim),
+            self._down(2 * dim, 4 * dim),
+        )
+        self.residuals = nn.Sequential(*(Residual(4 * dim) for _ in range(residuals)))
+        self.up = nn.Sequential(self._up(4 * dim, 2 * dim), self._up(2 * dim, dim))
+        self.rgb = Conv(dim, c_out, 7, 1, 3, activation=nn.Tanh())
+        gaussian(self)
+
+    @staticmethod
+    def _down(c_in: int, c_out: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(c_in, c_out, 3, 2, 1), nn.InstanceNorm2d(c_out), nn.ReLU()
+        )
+
+    @staticmethod
+    def _up(c_in: int, c_out: int) -> nn.Sequential:
+        conv = nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1)
+        return nn.Sequential(conv, nn.InstanceNorm2d(c_out), nn.ReLU())
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """`z` (B, n), if given, is appended to the image as n constant maps, which `c_in` counts."""
+        return self.rgb(self.up(self.residuals(self.down(with_code(x, z)))))
+
+
+def with_code(x: Tensor, z: Tensor | None) -> Tensor:
+    """Maps x (B, C, H, W) and a code z (B, n), repeated at every position -> (B, C + n, H, W)."""
+    if z is None:
+        return x
+    return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
+
+
+def gaussian(net: nn.Module, std: float = 0.02) -> None:
+    """pix2pix's start: N(0, std) for all weights, N(1, std) for the scales of norms, biases 0 (Sec. 6.2)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.normal_(module.weight, 1.0, std)

@@ -1,0 +1,49 @@
+"""How far a run is: step, losses, images a second, time left. One line that renews itself on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+
+class Progress:
+    """Durations come from the monotonic clock. Off a terminal a line is printed every `every` seconds."""
+
+    def __init__(self, start: int, total: int, batch: int, say: Callable[[str], None], every: float = 15) -> None:
+        self.start, self.total, self.batch, self.say = start, total, batch, say
+        self.every = 0.0 if sys.stderr.isatty() else every
+        self.begun = time.monotonic()
+        self.shown = self.begun - every
+
+    def rate(self, step: int) -> float:
+        """Images of each domain a second since the start."""
+        return (step - self.start) * self.batch / max(time.monotonic() - self.begun, 1e-9)
+
+    def show(self, step: int, losses: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if now - self.shown < self.every and step < self.total:
+            return
+        self.shown = now
+        left = (now - self.begun) / max(step - self.start, 1) * (self.total - step)
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        line = (
+            f"step {step}/{self.total}  {100 * step // self.total}%  {self.rate(step):.1f} images/s  "
+            f"{duration(left)} left  {parts}"
+        )
+        if sys.stderr.isatty():
+            print(f"\r\x1b[2K{line[:200]}", end="", file=sys.stderr, flush=True)
+        else:
+            self.say(line)
+
+    def done(self) -> None:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+        self.say(f"Trained {self.total - self.start} steps in {duration(time.monotonic() - self.begun)}.")
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1:15", 7384 -> "2:03:04"."""
+    minutes, s = divmod(int(seconds + 0.5), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,0 +1,47 @@
+"""Finding a method by name: a file in `methods/`, or any importable module that defines one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unpaired.errors import ConfigProblem
+
+if TYPE_CHECKING:
+    from unpaired.method import Method
+
+FOLDER = Path(__file__).parent / "methods"
+
+
+def method_names() -> tuple[str, ...]:
+    """The methods that come with the tool: the files of the folder."""
+    return tuple(sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__"))
+
+
+def find_method(name: str) -> type[Method]:
+    """The method class called `name`: "munit", or "my_lab.cut" for a file outside the repository."""
+    from unpaired.method import Method
+
+    if "." not in name and name not in method_names():
+        near = difflib.get_close_matches(name, method_names(), 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(method_names())}."
+        raise ConfigProblem(f"method.name: there is no method '{name}': {hint}")
+    if "." in name and "" not in sys.path:
+        sys.path.insert(0, "")  # a file beside the user, as `python -c` would find it
+    module_name = name if "." in name else f"unpaired.methods.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigProblem(f"method.name: {name} needs the package {error.name}: install it.") from error
+        raise ConfigProblem(
+            f"method.name: no module '{name}' can be imported from here: run from the folder that holds "
+            f"{name.split('.')[0]}, or put that folder on PYTHONPATH."
+        ) from error
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
+            return value
+    raise ConfigProblem(f"method.name: the module '{name}' defines no Method.")

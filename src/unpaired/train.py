@@ -1,0 +1,414 @@
+"""Training: plays a method's game, step after step, and writes the run folder. It knows no method."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from unpaired import page
+from unpaired.checkpoint import RunFolder, save_model, write_atomic
+from unpaired.config import Optim, Run, nearest
+from unpaired.data.batches import Batches, check_layout, loader, to_device
+from unpaired.data.datasets import Dataset, open_dataset
+from unpaired.errors import ConfigProblem, Diverged, OutOfMemory, Problem, StorageProblem
+from unpaired.method import Batch, Method, Step
+from unpaired.progress import Progress
+from unpaired.translator import metadata, sample_sheets
+
+MAX_SKIPPED = 50  # moves in a row that may be non-finite
+MAX_FAILED_SAVES = 3
+
+
+class Skipped(Exception):
+    """A move whose loss or gradient is not finite."""
+
+
+def train_step(
+    fabric: Fabric,
+    method: Method,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    microbatches: Sequence[Batch],
+    steps: Sequence[Step],
+    clips: Mapping[str, float | None],
+) -> dict[str, Tensor]:
+    """Plays one round of the method's game, accumulating each move over the microbatches; returns the losses.
+
+    Raises `Skipped`, with no parameter moved by the faulty move, where a loss or a gradient is not finite.
+    """
+    rounds = [method.updates(batch, step) for batch, step in zip(microbatches, steps, strict=True)]
+    log: dict[str, Tensor] = {}
+    while True:
+        for updates in rounds:
+            with fabric.autocast():  # entered anew for each move: it caches weights
+                update = next(updates, None)
+            if update is None:
+                return log
+            nets = update.nets.split()
+            params = [p for net in nets for p in method.get_submodule(net).parameters() if p.requires_grad]
+            fabric.backward(update.loss / len(rounds), inputs=params)
+            for name, part in update.log.items():
+                log[name] = log.get(name, 0) + part.detach() / len(rounds)
+        if torch.distributed.is_initialized():
+            average_gradients(params)
+        norms = {net: gradient_norm(method.get_submodule(net)) for net in nets}
+        if not bool(torch.isfinite(torch.stack(list(norms.values()))).all()):  # the one wait of a move
+            for net in nets:
+                optimizers[net].zero_grad()
+            names = [n for n, part in update.log.items() if not bool(torch.isfinite(part))]
+            raise Skipped(", ".join(names) or f"the gradient of {' '.join(nets)}")
+        for net in nets:
+            if clip := clips[net]:
+                grads = [p.grad for p in method.get_submodule(net).parameters() if p.grad is not None]
+                torch._foreach_mul_(grads, (clip / norms[net]).clamp(max=1.0))
+            optimizers[net].step()
+            optimizers[net].zero_grad()
+
+
+def gradient_norm(net: torch.nn.Module) -> Tensor:
+    """The norm of a network's gradient, not waited for."""
+    norms = torch._foreach_norm([p.grad for p in net.parameters() if p.grad is not None])
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def average_gradients(params: Sequence[Tensor]) -> None:
+    """The mean of each gradient over the processes, in one flat all-reduce."""
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch._utils._flatten_dense_tensors(grads)
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for grad, mean in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
+        grad.copy_(mean)
+
+
+def build_optimizers(method: Method, run: Run) -> dict[str, torch.optim.Optimizer]:
+    """One optimizer a network, for the children of the method that learn."""
+    nets = {
+        name: net
+        for name, net in method.named_children()
+        if name != "ema" and any(p.requires_grad for p in net.parameters())
+    }
+    for name in run.optim:
+        if name != "default" and name not in nets:
+            raise ConfigProblem(f"optim.{name}: {run.method.name} has no network {name}: {nearest(name, nets)}")
+    return {name: optimizer(run.optimizer(name), net) for name, net in nets.items()}
+
+
+def optimizer(o: Optim, net: torch.nn.Module) -> torch.optim.Optimizer:
+    params = list(net.parameters())
+    fused = {"fused": True} if params[0].dtype is torch.float32 else {}
+    if o.kind == "rmsprop":
+        return torch.optim.RMSprop(params, o.lr, weight_decay=o.weight_decay)
+    return torch.optim.Adam(params, o.lr, o.betas, weight_decay=o.weight_decay, **fused)
+
+
+def precision(run: Run, device: torch.device) -> str:
+    """bf16 where the machine has matrix units for it, else fp32."""
+    if run.train.precision != "auto":
+        return run.train.precision
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if device.type == "cpu" and fast else "32-true"
+
+
+def fit(
+    run: Run,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Trains `run` in `folder` to its last step. Exit codes: docs/cli.md. Raises `Problem`."""
+    folder.create()
+    with folder.lock(), signals() as asked:
+        trainer = Trainer(run, folder, resume, init, say)
+        try:
+            trainer.train(asked)
+        except Stopped as stop:
+            raise SystemExit(stop.code) from None
+        except Problem as problem:
+            folder.write_status("diverged" if isinstance(problem, Diverged) else "failed", trainer.step, str(problem))
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            h, w = run.data.hw
+            problem = OutOfMemory(
+                f"Out of memory at step {trainer.step} with batch {run.data.batch} at {h} x {w}: lower data.batch or "
+                "data.size, or split the batch by train.accumulate=2. The last checkpoint is intact."
+            )
+            folder.write_status("failed", trainer.step, str(problem))
+            raise problem from None
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class Trainer:
+    """The state of one run: method, optimizers, data and where it stands."""
+
+    def __init__(
+        self, run: Run, folder: RunFolder, resume: bool, init: Path | None, say: Callable[[str], None]
+    ) -> None:
+        self.run, self.folder, self.say = run, folder, say
+        self.step = self.skipped = self.failed_saves = 0
+        cls = run.method_class()
+        self.dataset: Dataset = open_dataset(run.data, cls.layout, run.train.seed, self.report_bad)
+        check_layout(cls.layout, self.dataset.domains, run.method.name)
+        if run.train.accumulate > 1 and not cls.accumulates:
+            raise ConfigProblem(
+                f"train.accumulate: a loss of {run.method.name} couples the images of a batch, so it cannot be "
+                "split: set train.accumulate=1 and lower data.batch instead."
+            )
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision(run, torch.device(accelerator)))
+        self.fabric.launch()
+        self.method = run.build(self.dataset.domains).to(self.fabric.device, memory_format=torch.channels_last)
+        self.optimizers = build_optimizers(self.method, run)
+        saved = self.method.state_dict().keys()
+        self.buffers = [b for name, b in self.method.named_buffers() if name in saved]
+        self.batches = Batches(
+            self.dataset.splits["train"],
+            cls.layout,
+            run.data.batch,
+            run.data.hw,
+            steps=run.train.steps,
+            seed=run.train.seed,
+            flip=run.data.flip and run.data.root != "scenes",  # a mirrored light is another style
+            channels=run.data.channels,
+        )
+        if resume:
+            self.restore()
+        elif init is not None:
+            self.initialise(init)
+        if run.train.compile:
+            for net in self.optimizers:
+                self.method.get_submodule(net).compile()
+
+    # Training ------------------------------------------------------------------------------------
+
+    def train(self, asked: Sequence[int]) -> None:
+        run, folder = self.run, self.folder
+        write = self.tensorboard()
+        if self.step == 0:
+            write_atomic(folder.path / "config.yaml", run.to_yaml().encode())
+            self.save()
+            self.sample()
+        folder.write_status("running", self.step)
+        workers = self.workers()
+        progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
+        recent: deque[dict[str, Tensor]] = deque(maxlen=run.train.log_every)
+        for tensors, files in loader(self.batches, self.step, workers):
+            losses = self.play(to_device(tensors, self.fabric.device), files)
+            self.step += 1
+            recent.append(losses)
+            if self.step % run.train.log_every == 0 or self.step == run.train.steps:
+                record = self.record(recent, progress)
+                folder.append_log(record)
+                progress.show(self.step, record["losses"])
+                write(record)
+                recent.clear()
+            if self.step % run.train.sample_every == 0 or self.step == run.train.steps:
+                self.sample()
+            if self.step % run.train.save_every == 0 or self.step == run.train.steps or asked:
+                self.save()
+            if asked and self.step < run.train.steps:
+                folder.write_status("preempted", self.step, f"signal {asked[0]}", 128 + asked[0])
+                self.say(f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}")
+                raise Stopped(128 + asked[0])
+        self.export()
+        folder.write_status("done", self.step)
+        self.write_page(alive=False)
+        progress.done()
+
+    def play(self, batch: dict[str, Tensor], files: Sequence[str]) -> dict[str, Tensor]:
+        """One round of the game at the present step; a non-finite move ends the round and is counted."""
+        run, n = self.run, self.run.train.accumulate
+        for net, o in self.optimizers.items():
+            settings = run.optimizer(net)
+            o.param_groups[0]["lr"] = settings.lr * settings.decay.at(self.step / run.train.steps)
+        torch.manual_seed(run.train.seed * 1_000_003 + self.step)  # dropout: a function of the step too
+        steps = [Step(self.step, run.train.steps, run.train.seed, self.fabric.global_rank, m) for m in range(n)]
+        microbatches = [{k: x[m::n] for k, x in batch.items()} for m in range(n)]
+        clips = {net: run.optimizer(net).clip for net in self.optimizers}
+        buffers = [b.clone() for b in self.buffers]
+        try:
+            losses = train_step(self.fabric, self.method, self.optimizers, microbatches, steps, clips)
+        except Skipped as fault:
+            self.skip(fault, files, buffers)
+            return {}
+        self.skipped = 0
+        self.method.update_averages(min(run.train.ema, (1 + self.step) / (10 + self.step)))
+        return losses
+
+    def skip(self, fault: Skipped, files: Sequence[str], buffers: Sequence[Tensor]) -> None:
+        """Takes back what the step did to the buffers, tells what was not finite and in which files."""
+        with torch.no_grad():
+            for now, before in zip(self.buffers, buffers, strict=True):
+                now.copy_(before)
+        self.skipped += 1
+        self.folder.append_log({"step": self.step, "skipped": str(fault), "files": list(files)})
+        self.say(f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(files[:8])}")
+        if self.skipped >= MAX_SKIPPED:
+            raise Diverged(
+                f"{MAX_SKIPPED} steps in a row were not finite, the last by {fault}: lower optim.default.lr, and look "
+                f"at the images named in {self.folder.path / 'log.jsonl'}."
+            )
+
+    def record(self, recent: Sequence[Mapping[str, Tensor]], progress: Progress) -> dict[str, Any]:
+        """The means of the latest losses, for the log."""
+        names = dict.fromkeys(name for losses in recent for name in losses)
+        parts = {n: torch.stack([losses[n].float() for losses in recent if n in losses]).mean() for n in names}
+        values = {n: round(float(part), 6) for n, part in parts.items() if bool(part.isfinite())}
+        lr = {net: o.param_groups[0]["lr"] for net, o in self.optimizers.items()}
+        return {"step": self.step, "losses": values, "lr": lr, "images_per_second": round(progress.rate(self.step), 2)}
+
+    def workers(self) -> int:
+        if self.run.data.workers != "auto":
+            return self.run.data.workers
+        return 0 if self.fabric.device.type == "cpu" else 4
+
+    # What is written -----------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint and model.safetensors. A full disk is told and survived, three times in a row."""
+        tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
+        for net, o in self.optimizers.items():
+            for i, state in o.state_dict()["state"].items():
+                tensors |= {f"optim.{net}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        state = {"step": self.step, "domains": list(self.dataset.domains), "run": self.run.model_dump(mode="json")}
+        try:
+            self.folder.save(self.step, tensors, state, keep=self.run.train.keep)
+            self.export()
+            self.failed_saves = 0
+        except StorageProblem as problem:
+            self.failed_saves += 1
+            self.say(f"Checkpoint {self.step} was not written, the earlier ones stay: {problem}")
+            if self.failed_saves >= MAX_FAILED_SAVES:
+                raise
+
+    def export(self) -> None:
+        """model.safetensors: the averaged networks, with all that is needed to use them."""
+        source = self.method.ema if self.run.train.ema else self.method
+        tensors = {
+            f"{net}.{k}": v for net in self.method.averaged.split() for k, v in source.get_submodule(net).state_dict().items()
+        }
+        save_model(self.folder.path / "model.safetensors", tensors, metadata(self.run, self.dataset.domains, self.step))
+
+    def restore(self) -> None:
+        found = self.folder.newest()
+        if found is None:
+            raise ConfigProblem(f"{self.folder.path} holds no checkpoint to resume from: train it first.")
+        self.step, tensors, state = found
+        load_tensors(self.method, tensors)
+        for net, o in self.optimizers.items():
+            prefix = f"optim.{net}."
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(prefix):
+                    index, key = name.removeprefix(prefix).split(".")
+                    states.setdefault(int(index), {})[key] = value
+            o.load_state_dict({"state": states, "param_groups": o.state_dict()["param_groups"]})
+        self.folder.truncate_log(self.step)
+
+    def initialise(self, path: Path) -> None:
+        """Starts from the networks of another run, as far as their names and shapes agree."""
+        found = RunFolder(path).newest()
+        if found is None:
+            raise ConfigProblem(f"--init: {path} holds no checkpoint: name a run folder that was trained.")
+        own = self.method.state_dict()
+        theirs = {k.removeprefix("method."): v for k, v in found[1].items() if k.startswith("method.")}
+        fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
+        if not fitting:
+            raise ConfigProblem(f"--init: nothing in {path} fits this method and its sizes: use the same method.* settings.")
+        self.method.load_state_dict(fitting, strict=False)
+        self.say(f"Starting from {len(fitting)} of {len(own)} tensors of {path}.")
+
+    def sample(self) -> None:
+        """The fixed inputs of the validation split in fixed styles, and the page."""
+        sheets = sample_sheets(self.method.translator(), self.dataset, self.run)
+        self.method.train()
+        try:
+            for name, image in sheets.items():
+                path = self.folder.path / "samples" / f"{name}-{self.step:08d}.png"
+                path.parent.mkdir(exist_ok=True)
+                image.save(path)
+            self.write_page()
+        except OSError as error:
+            self.say(f"The samples of step {self.step} were not written: {error}.")
+
+    def write_page(self, alive: bool = True) -> None:
+        page.write(self.folder, self.run, self.step, alive)
+
+    def tensorboard(self) -> Callable[[Mapping[str, Any]], None]:
+        """A writer of the log's records for TensorBoard, where it is asked for."""
+        if not self.run.train.tensorboard:
+            return lambda record: None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigProblem("train.tensorboard needs the extra `log`: pip install 'unpaired[log]'.") from None
+        writer = SummaryWriter(str(self.folder.path / "tensorboard"))
+
+        def write(record: Mapping[str, Any]) -> None:
+            for name, value in record["losses"].items():
+                writer.add_scalar(f"loss/{name}", value, record["step"])
+            writer.flush()
+
+        return write
+
+    def report_bad(self, path: Path, reason: str) -> None:
+        self.say(f"Bad image, another stands in: {reason}")
+        with open(self.folder.path / "bad_files.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"path": str(path), "reason": reason}) + "\n")
+
+
+def load_tensors(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    """The method's state out of a checkpoint; names what does not fit."""
+    state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+    own = method.state_dict()
+    odd = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
+    if odd:
+        raise ConfigProblem(f"The checkpoint does not fit the config: {', '.join(odd[:4])} differ; resume with its own config.")
+    method.load_state_dict(state)
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGTERM, SIGINT and SIGHUP; the step is finished and saved first. A second Ctrl-C stops at once."""
+    asked: list[int] = []
+    last = [0.0]
+
+    def handle(number: int, frame: object) -> None:
+        if asked and number == signal.SIGINT and time.monotonic() - last[0] < 2:
+            raise SystemExit(130)
+        last[0] = time.monotonic()
+        asked.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {n: signal.signal(n, handle) for n in numbers}
+    try:
+        yield asked
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text

@@ -1,0 +1,260 @@
+"""A trained model at work: load it by naming its folder, then translate, sample and interpolate styles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from unpaired.checkpoint import load_model
+from unpaired.config import Run, nearest, resolve
+from unpaired.data.batches import covering, luminance
+from unpaired.data.datasets import Dataset
+from unpaired.data.intake import escape, read_image
+from unpaired.errors import ConfigProblem, DataProblem, Problem
+from unpaired.method import Method
+from unpaired.pictures import enlarged, from_array, sheet, to_images
+
+FORMAT = "unpaired model 1"
+CHUNK_PIXELS = 4 << 20  # pixels that are decoded at once
+
+Picture = Image.Image | np.ndarray | str | PathLike[str]
+Style = int | Picture | Tensor  # a seed, a reference image, or a style itself
+
+
+class Translator:
+    """Translates images between the domains of a model.
+
+        t = Translator.load("runs/x")
+        t.translate("cat.jpg", to="dog", styles=8, seed=0)    # list of 8 PIL images
+
+    Images are worked with their shorter side at the model's training size unless `size` says another; aspect is kept.
+    The statistics that a style acts on change with size: far from the training size, styles fade or exaggerate.
+    """
+
+    def __init__(self, method: Method, run: Run, step: int = 0, device: str | torch.device = "cpu") -> None:
+        self.method, self.run, self.step = method.eval().to(device), run, step
+        self.device = torch.device(device)
+        self.domains = method.domains
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: str | torch.device | None = None) -> Translator:
+        """From a run folder or a model.safetensors. Raises `DataProblem` for a file that is not one of ours."""
+        path = Path(path)
+        file = path / "model.safetensors" if path.is_dir() else path
+        if not file.exists():
+            raise ConfigProblem(f"{escape(path)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`.")
+        tensors, about = load_model(file)
+        if about.get("format") != FORMAT:
+            raise DataProblem(f"{escape(file)} is not a model of this tool: name a run folder, or import it by `unpaired weights import`.")
+        run = resolve(json.loads(about["config"]))
+        method = run.build(tuple(json.loads(about["domains"])))
+        nets = set(method.averaged.split())
+        own = {k: v for k, v in method.state_dict().items() if k.split(".")[0] in nets}
+        odd = sorted(own.keys() ^ tensors.keys()) or sorted(k for k in own if own[k].shape != tensors[k].shape)
+        if odd:
+            raise DataProblem(f"{escape(file)} does not hold the networks that its config describes ({', '.join(odd[:3])}): train or download it again.")
+        method.load_state_dict(tensors, strict=False)
+        method.ema = torch.nn.ModuleDict()  # the file holds the averages already
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(method.to(memory_format=torch.channels_last), run, int(about["step"]), device)
+
+    # The verbs -----------------------------------------------------------------------------------
+
+    def translate(
+        self,
+        image: Picture,
+        to: str,
+        styles: int = 8,
+        seed: int = 0,
+        style_from: Picture | None = None,
+        source: str | None = None,
+        size: int | None = None,
+    ) -> list[Image.Image]:
+        """`image` in domain `to`: once for each of `styles` random styles, or once in the style of `style_from`.
+
+        The first n styles of a seed are the same whatever `styles` says. A method without styles gives one image.
+        """
+        source_index, target = self.direction(to, source)
+        codes = self.codes(target, source_index, styles, seed, style_from)
+        return self.render(self.prepare(image, size), source_index, target, codes)
+
+    def interpolate(
+        self, image: Picture, a: Style, b: Style, to: str, steps: int = 9, source: str | None = None, size: int | None = None
+    ) -> list[Image.Image]:
+        """`image` in domain `to` along the straight line from style `a` to style `b`, ends included.
+
+        A style is the seed of a random one, a reference image, or what `encode_style` gave.
+        """
+        source_index, target = self.direction(to, source)
+        ends = [self.style(s, target, source_index) for s in (a, b)]
+        codes = torch.cat([torch.lerp(ends[0], ends[1], t) for t in torch.linspace(0, 1, steps).to(self.device)])
+        return self.render(self.prepare(image, size), source_index, target, codes)
+
+    @torch.inference_mode()
+    def encode_style(self, reference: Picture, domain: str) -> Tensor:
+        """The style (1, ...) of a reference image of `domain`, taken at the training size."""
+        style = self.method.encode_style(self.reference(reference), self.index(domain))
+        assert style is not None
+        return style
+
+    # Pieces --------------------------------------------------------------------------------------
+
+    def index(self, domain: str) -> int:
+        if domain not in self.domains:
+            raise ConfigProblem(f"There is no domain '{domain}' in this model: {nearest(domain, self.domains)}")
+        return self.domains.index(domain)
+
+    def direction(self, to: str, source: str | None) -> tuple[int, int]:
+        """Indices of source and target; with two domains the source is the other one unless it is said."""
+        target = self.index(to)
+        if source is not None:
+            return self.index(source), target
+        return (1 - target if len(self.domains) == 2 else 0), target
+
+    @torch.inference_mode()
+    def codes(self, target: int, source: int, styles: int, seed: int, style_from: Picture | None) -> Tensor | None:
+        """The styles (n, ...) that a request names; None for a method that has none."""
+        ways = self.method.styles(source, target)
+        if style_from is not None:
+            return self.style(style_from, target, source)
+        if "latent" in ways:
+            return random_styles(self.method, styles, target, seed).to(self.device)
+        if "reference" in ways:
+            raise ConfigProblem(f"{self.run.method.name} takes its style from an image: say --style-from REF.")
+        return None
+
+    @torch.inference_mode()
+    def style(self, style: Style, target: int, source: int) -> Tensor:
+        ways = self.method.styles(source, target)
+        if isinstance(style, Tensor):
+            return style.to(self.device)
+        if isinstance(style, int):
+            if "latent" not in ways:
+                raise ConfigProblem(f"{self.run.method.name} has no random styles: give reference images.")
+            return random_styles(self.method, 1, target, style).to(self.device)
+        if "reference" not in ways:
+            raise ConfigProblem(f"{self.run.method.name} takes no reference image: leave --style-from out.")
+        return self.encode_style(style, self.domains[target])
+
+    def pixels(self, image: Picture) -> np.ndarray:
+        """(H, W, C) uint8, upright, of the model's channels."""
+        if isinstance(image, Image.Image):
+            array = np.asarray(image.convert("RGB"))
+        elif isinstance(image, np.ndarray):
+            array = image
+        else:
+            array = read_image(image)
+        return luminance(array) if self.run.data.channels == 1 else array
+
+    def prepare(self, image: Picture, size: int | None = None) -> Tensor:
+        """(1, C, H, W) in [-1, 1], the shorter side at `size` pixels."""
+        least = size or min(self.run.data.hw)
+        smallest = 4 * self.method.stride
+        if least < smallest:
+            raise ConfigProblem(f"--size {least} is too small for this model: {smallest} is the least.")
+        array = self.pixels(image)
+        h, w = array.shape[:2]
+        ratio = least / min(h, w)
+        return self.tensor(covering(array, (round(h * ratio), round(w * ratio))))
+
+    def reference(self, image: Picture) -> Tensor:
+        """The middle of a reference at the training size, (1, C, H, W)."""
+        h, w = self.run.data.hw
+        array = covering(self.pixels(image), (h, w))
+        y, x = (array.shape[0] - h) // 2, (array.shape[1] - w) // 2
+        return self.tensor(array[y : y + h, x : x + w])
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return from_array(array).to(self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def render(self, x: Tensor, source: int, target: int, codes: Tensor | None) -> list[Image.Image]:
+        """One picture for each style; the content is encoded once."""
+        return [image for batch in decoded(self.method, x, source, target, codes) for image in to_images(batch)]
+
+
+def decoded(method: Method, x: Tensor, source: int, target: int, codes: Tensor | None) -> Iterator[Tensor]:
+    """Translations of one image (1, C, H, W) under every style, in chunks; sides are padded to the stride and cut back."""
+    h, w = x.shape[2:]
+    down, right = -h % method.stride, -w % method.stride
+    x = F.pad(x, (0, right, 0, down), mode="reflect") if down or right else x
+    content = method.encode_content(x, source)
+    if codes is None:
+        yield method.decode(content, None, target)[:, :, :h, :w]
+        return
+    for part in codes.split(max(1, CHUNK_PIXELS // (h * w))):
+        yield method.decode(content.expand(len(part), *content.shape[1:]), part, target)[:, :, :h, :w]
+
+
+def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
+    """`n` styles of a seed; the first ones are the same for every `n`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [method.sample_style(1, target, generator) for _ in range(n)]
+    return torch.cat([s for s in drawn if s is not None])
+
+
+def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
+    """What a model file says of itself."""
+    import unpaired
+
+    return {
+        "format": FORMAT,
+        "unpaired": unpaired.__version__,
+        "config": json.dumps(run.model_dump(mode="json")),
+        "domains": json.dumps(list(domains)),
+        "step": str(step),
+        "card": json.dumps(dict(run.method_class().card)),
+    }
+
+
+@torch.inference_mode()
+def sample_sheets(method: Method, dataset: Dataset, run: Run, rows: int = 5, styles: int = 6) -> dict[str, Image.Image]:
+    """A sheet for each way to each target domain: the same inputs, the same styles, at every step."""
+    t = Translator(method, run, device=next(method.parameters()).device)
+    pictures = dataset.splits["val"] if all(len(p) for p in dataset.splits["val"]) else dataset.splits["train"]
+    sheets: dict[str, Image.Image] = {}
+    for target, to in enumerate(dataset.domains):
+        others = [d for d in range(len(dataset.domains)) if d != target]
+        inputs = [(others[i % len(others)], i // len(others)) for i in range(rows)]
+        references = [pictures[target].read(i % len(pictures[target])) for i in range(styles)]
+        try:
+            ways = method.styles(inputs[0][0], target)
+        except Problem:
+            continue  # a one-way method
+        name = f"to-{to}" if len(others) > 1 else f"{dataset.domains[others[0]]}-to-{to}"
+        title = name.replace("-to-", " to ").replace("to-", "to ")
+        for way in sorted(ways) or ["output"]:
+            lines: list[list[Image.Image | None]] = []
+            codes = None
+            if way == "latent":
+                codes = random_styles(method, styles, target, 0).to(t.device)
+            elif way == "reference":
+                codes = torch.cat([t.encode_style(r, to) for r in references])
+                lines.append([None, *(shown(t, r) for r in references)])
+            for source, index in inputs:
+                array = pictures[source].read(index % len(pictures[source]))
+                x = t.prepare(array)
+                outputs = t.render(x, source, target, codes)
+                lines.append([shown(t, array), *(enlarged(o) for o in outputs)])
+            label = {"latent": "random styles", "reference": "styles of the top row", "output": ""}[way]
+            sheets[f"{safe(name)}-{way}"] = sheet(lines, title=f"{title}   {label}")
+    return sheets
+
+
+def shown(t: Translator, array: np.ndarray) -> Image.Image:
+    return enlarged(to_images(t.prepare(array))[0])
+
+
+def safe(name: str) -> str:
+    """A file name from a domain's name."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
