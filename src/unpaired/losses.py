@@ -41,3 +41,9 @@ def perceptual(features: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
     Over a constant map the normalisation has no direction; eps keeps value and gradient finite there.
     """
     return F.mse_loss(F.instance_norm(features, eps=eps), F.instance_norm(target, eps=eps))
+
+
+def r1(scores: Tensor, x: Tensor) -> Tensor:
+    """Half the squared norm of D's gradient at real images `x`, mean over them (Mescheder et al., ICML 2018)."""
+    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()
