@@ -26,6 +26,25 @@ def munit_discriminator(layers: int, scales: int) -> dict[str, str]:
     return {f"scales.{i}.{j}": f"cnns.{i}.{j}" for i in range(scales) for j in range(layers + 1)}
 
 
+def resnet(residuals: int) -> dict[str, str]:
+    """Modules of `ResNet` -> modules of CycleGAN's official generator (without dropout)."""
+    names = {"down.0.conv": "model.1", "down.1.0": "model.4", "down.2.0": "model.7"}
+    for j in range(residuals):
+        names[f"residuals.{j}.body.0.conv"] = f"model.{10 + j}.conv_block.1"
+        names[f"residuals.{j}.body.1.conv"] = f"model.{10 + j}.conv_block.5"
+    up = 10 + residuals
+    names |= {"up.0.0": f"model.{up}", "up.1.0": f"model.{up + 3}", "rgb.conv": f"model.{up + 7}"}
+    return names
+
+
+def patchgan(layers: int, model: str = "model") -> dict[str, str]:
+    """Modules of `PatchGAN` -> modules of CycleGAN's, pix2pix's, BicycleGAN's discriminator."""
+    names = {"0.0": f"{model}.0", f"{layers + 1}": f"{model}.{3 * layers + 2}"}
+    for i in range(1, layers + 1):
+        names |= {f"{i}.0": f"{model}.{3 * i - 1}", f"{i}.1": f"{model}.{3 * i}"}
+    return names
+
+
 def translated(names: dict[str, str], ours: str) -> str:
     """The official name of our parameter or module `ours`, by the longest module in `names` that holds it."""
     parts = ours.split(".")

@@ -1,28 +1,32 @@
 """CycleGAN: Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks.
 
-Jun-Yan Zhu, Taesung Park, Phillip Isola, Alexei A. Efros. ICCV 2017. https://arxiv.org/abs/1703.10593
+Jun-Yan Zhu, Taesung Park, Phillip Isola, Alexei A. Efros. ICCV 2017.
+https://arxiv.org/abs/1703.10593
 
 Two generators G: X -> Y and F: Y -> X, each of which undoes the other. The objective is (eq. 3)
 
-    min over G, F, max over D_X, D_Y of   L_GAN(G, D_Y) + L_GAN(F, D_X) + lambda_cyc L_cyc [+ L_identity]
+    min over G, F, max over D_X, D_Y of
+        L_GAN(G, D_Y) + L_GAN(F, D_X) + lambda_cyc L_cyc [+ L_identity]
 
     L_GAN      = least squares, D on patches of 70x70 pixels                            (1), Sec. 4
     L_cyc      = E |F(G(x)) - x|_1 + E |G(F(y)) - y|_1                                  (2)
     L_identity = lambda_cyc lambda_idt (E |G(y) - y|_1 + E |F(x) - x|_1)                Sec. 5.2
 
-D learns from a history of 50 generated images (Sec. 4): half of what it sees, once the history is full, is from earlier.
-With `noise` it is the `CycleGAN with noise` of MUNIT's Table 1: a code z ~ N(0, I) is appended to the input of G and F as
-constant maps. Nothing in the objective asks them to use it.
+D learns from a history of 50 generated images (Sec. 4): half of what it sees, once the history is
+full, is from earlier. With `noise` it is the `CycleGAN with noise` of MUNIT's Table 1: a code z ~
+N(0, I) is appended to the input of G and F as constant maps. Nothing in the objective asks them to
+use it.
 
-Differences from the official code: a moving average of the generators does the translating (theirs does not average;
-`train.ema=0` for theirs); the learning rate falls over fractions of the run (theirs: constant for 100 epochs, then to 0
-in 100); the history is part of the saved state (theirs starts empty after a resume). Nothing else: losses, gradients
-and updates agree with it to rounding (`tests/test_parity_family.py`).
+Differences from the official code: a moving average of the generators does the translating (theirs
+does not average; `train.ema=0` for theirs); the learning rate falls over fractions of the run
+(theirs: constant for 100 epochs, then to 0 in 100); the history is part of the saved state. Nothing
+else: losses, gradients and updates agree with it to rounding (`tests/test_parity_family.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -34,9 +38,7 @@ from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
 from unpaired.networks.patchgan import PatchGAN
 from unpaired.networks.resnet import ResNet
 
-OPTIM = {
-    "default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linear", "start": 0.5}}
-}
+OPTIM = {"default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linear", "start": 0.5}}}
 
 
 class Config(MethodConfig):
@@ -136,9 +138,7 @@ class CycleGAN(Method):
         fake_y = self.pool_Y(fake_y, *self.dice("pool_Y", fake_y, step))
         L_D_X = lsgan_d([D_X(x)], [D_X(fake_x)]) / 2  # halved: D learns at half of G's rate
         L_D_Y = lsgan_d([D_Y(y)], [D_Y(fake_y)]) / 2
-        return Update(
-            "D_X D_Y", L_D_X + L_D_Y, {"D_X": L_D_X.detach(), "D_Y": L_D_Y.detach()}
-        )
+        return Update("D_X D_Y", L_D_X + L_D_Y, {"D_X": L_D_X.detach(), "D_Y": L_D_Y.detach()})
 
     def prior(self, name: str, x: Tensor, step: Step) -> Tensor | None:
         """A code from N(0, I), (B, noise_dim); None without noise."""
@@ -148,10 +148,8 @@ class CycleGAN(Method):
 
     def dice(self, name: str, fakes: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Two uniform numbers an image: whether the pool swaps it, and for which."""
-        n, like = fakes.shape[0], self.pool_X.images
-        return step.uniform(f"{name}.swap", n, like=like), step.uniform(
-            f"{name}.which", n, like=like
-        )
+        draw = partial(step.uniform, like=self.pool_X.images)  # not bf16: it rounds up to 1
+        return draw(f"{name}.swap", len(fakes)), draw(f"{name}.which", len(fakes))
 
     # The verbs -------------------------------------------------------------------------------
 
@@ -180,24 +178,27 @@ class CycleGAN(Method):
 
 
 class Pool(nn.Module):
-    """A history of generated images (Shrivastava et al., CVPR 2017): half of what it returns, once full, is from it."""
+    """A history of generated images: once full, half of what it returns is from it.
+
+    Shrivastava et al., CVPR 2017.
+    """
 
     images: Tensor
     count: Tensor
 
     def __init__(self, size: int, shape: Shape) -> None:
         super().__init__()
-        self.register_buffer(
-            "images", torch.zeros(size, shape.channels, shape.height, shape.width)
-        )
+        self.register_buffer("images", torch.zeros(size, shape.channels, shape.height, shape.width))
         self.register_buffer("count", torch.zeros(1, dtype=torch.long))
 
     def forward(self, fakes: Tensor, swap: Tensor, which: Tensor) -> Tensor:
-        """Images (B, C, H, W) and two uniform numbers each -> (B, C, H, W), some of them exchanged for older ones.
+        """Images (B, C, H, W), two uniform numbers each -> as many, some exchanged for older ones.
 
-        One after the other: while there is room an image is kept and returned; then, if `swap` < 1/2, it takes the place
-        of the image `which` * size, which is returned instead of it.
+        One after the other: while there is room an image is kept and returned; then, if `swap` <
+        1/2, it takes the place of the image `which` * size, which is returned instead of it.
         """
+        if not len(self.images):
+            return fakes
         size, returned = len(self.images), []
         for x, u, v in zip(fakes[:, None], swap[:, None], which[:, None], strict=True):
             room = self.count < size  # no branch on it: the step waits for no device

@@ -10,10 +10,10 @@ from unpaired.networks.resnet import gaussian
 
 
 class PatchGAN(nn.Sequential):
-    """Images (B, C, H, W) -> a map of scores (B, 1, h, w), each of one patch: 70x70 pixels with three `layers`.
+    """Images (B, C, H, W) -> scores of patches (B, 1, h, w): of 70x70 pixels with three `layers`.
 
-    `layers` 4x4 convolutions of stride 2 and two of stride 1, leaky ReLU, norm on all but the first and the last. A norm
-    that has its own shift takes the place of the convolution's bias.
+    `layers` 4x4 convolutions of stride 2 and two of stride 1, leaky ReLU, norm on all but the first
+    and the last. A norm that has its own shift takes the place of the convolution's bias.
     """
 
     def __init__(
@@ -36,5 +36,5 @@ class PatchGAN(nn.Sequential):
 
     @staticmethod
     def smallest(layers: int, scales: int = 1) -> int:
-        """The smallest side of an image that `layers` at `scales` can judge: three pixels are left before the last two."""
+        """The smallest side of an image that it can judge: three pixels reach the last two."""
         return 3 * 2 ** (layers + scales - 1)

@@ -1,4 +1,4 @@
-"""CycleGAN's generator: a residual network between down- and up-sampling (Johnson et al., ECCV 2016)."""
+"""CycleGAN's generator: residual blocks between down- and up-sampling."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from unpaired.networks.blocks import Conv, Residual
 class ResNet(nn.Module):
     """Images (B, C_in, H, W) -> images (B, C_out, H, W) in [-1, 1]; H and W are multiples of 4.
 
-    c7s1-dim, two convolutions of stride 2, `residuals` blocks, two transposed convolutions, c7s1 and tanh; instance norm.
-    Only the 7x7 convolutions and the blocks pad by reflection.
+    Johnson et al., ECCV 2016; CycleGAN, appendix.
+    c7s1-dim, two convolutions of stride 2, `residuals` blocks, two transposed convolutions, c7s1
+    and tanh; instance norm. Only the 7x7 convolutions and the blocks pad by reflection.
     """
 
     stride = 4
@@ -32,9 +33,7 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _down(c_in: int, c_out: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(c_in, c_out, 3, 2, 1), nn.InstanceNorm2d(c_out), nn.ReLU()
-        )
+        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), nn.InstanceNorm2d(c_out), nn.ReLU())
 
     @staticmethod
     def _up(c_in: int, c_out: int) -> nn.Sequential:
@@ -42,19 +41,19 @@ class ResNet(nn.Module):
         return nn.Sequential(conv, nn.InstanceNorm2d(c_out), nn.ReLU())
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """`z` (B, n), if given, is appended to the image as n constant maps, which `c_in` counts."""
+        """`z` (B, n), if given, is appended to the image as constant maps; `c_in` counts them."""
         return self.rgb(self.up(self.residuals(self.down(with_code(x, z)))))
 
 
 def with_code(x: Tensor, z: Tensor | None) -> Tensor:
-    """Maps x (B, C, H, W) and a code z (B, n), repeated at every position -> (B, C + n, H, W)."""
+    """Maps x (B, C, H, W), a code z (B, n) repeated at every position -> (B, C + n, H, W)."""
     if z is None:
         return x
     return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
 
 
 def gaussian(net: nn.Module, std: float = 0.02) -> None:
-    """pix2pix's start: N(0, std) for all weights, N(1, std) for the scales of norms, biases 0 (Sec. 6.2)."""
+    """pix2pix's start: N(0, std) for all weights, N(1, std) for scales of norms, biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, std)

@@ -1,0 +1,181 @@
+"""The family of MUNIT agrees with the official implementations (tests/golden/README.md)."""
+
+import golden_numbers as golden
+import pytest
+import torch
+from test_parity import GivenStep, float64, play  # noqa: F401
+
+from unpaired import losses, official
+from unpaired.method import Shape
+from unpaired.methods import cyclegan
+
+
+class Parity:
+    """What the golden files have in common. A subclass names its file, its networks and its losses."""
+
+    def network(self, ours):
+        """The golden file's network, our names and theirs."""
+        return self.data["networks"][self.official_name[ours]]
+
+    def theirs(self, ours, name):
+        return official.translated(self.names[ours], name)
+
+    def fill(self, method):
+        for ours in self.official_name:
+            net, given = method.get_submodule(ours), golden.parameters(self.network(ours))
+            for name, p in net.named_parameters():
+                p.data.copy_(given.pop(self.theirs(ours, name)))
+            assert not given
+        return method
+
+    def given(self, label):
+        return golden.given(self.data, f"{self.data['system']}.{label}")
+
+    def step(self, index):
+        return GivenStep(index, lambda name, i: self.given(f"{self.letters[name]}.{i}"))
+
+    def same_losses(self, update, expected):
+        for name, part in update.log.items():
+            theirs, weight = self.losses[name]
+            assert part.item() == pytest.approx(weight * expected[theirs], rel=1e-9), name
+
+    def same_gradients(self, nets, gradients):
+        for ours, net in nets.items():
+            rows = dict(gradients[self.official_name[ours]])
+            for name, p in net.named_parameters():
+                golden.same_gradient(p.grad, rows.pop(self.theirs(ours, name)), f"{ours}.{name}")
+            assert not rows
+
+    def train(self, method, expected, optimizers):
+        """Three rounds; after the first and third, parameters and buffers are held to the file."""
+        start = {name: p.detach().clone() for name, p in method.named_parameters()}
+        for i in range(3):
+            if f"step_{i + 1}" not in expected:
+                return
+            row = expected[f"step_{i + 1}"]
+            for update, _ in play(method, self.batch(i), self.step(i), optimizers):
+                self.same_losses(update, row["losses"])
+            for ours, theirs in self.official_name.items() if "after" in row else ():
+                net, after = method.get_submodule(ours), row["after"][theirs]
+                for name, p in net.named_parameters():
+                    change = after["parameters"][self.theirs(ours, name)]
+                    golden.same_change(p, start[f"{ours}.{name}"], change, f"{ours}.{name}")
+                buffers = dict(net.named_buffers())
+                assert len(buffers) == len(after.get("buffers", {}))
+                for name, b in buffers.items():
+                    l2 = after["buffers"][self.theirs(ours, name)]
+                    assert b.to(torch.float64).norm().item() == pytest.approx(l2, rel=1e-9), name
+
+    def same_shapes(self, net, names, rows):
+        shapes = {official.translated(names, n): list(p.shape) for n, p in net.named_parameters()}
+        assert shapes == dict(rows)
+
+
+def first(net, n):
+    """The first `n` blocks of a sequential network."""
+    return torch.nn.Sequential(*[*net][:n])
+
+
+def adam(method, nets, lr=2e-4, **others):
+    return {
+        net: torch.optim.Adam(
+            method.get_submodule(net).parameters(), others.get(net, lr), betas=(0.5, 0.999)
+        )
+        for net in nets
+    }
+
+
+class TestCycleGAN(Parity):
+    data = golden.load("cyclegan")
+    official_name = {"G": "G_A", "F": "G_B", "D_Y": "D_A", "D_X": "D_B"}
+    names = {
+        "G": official.resnet(residuals=9),
+        "F": official.resnet(residuals=9),
+        "D_X": official.patchgan(layers=3),
+        "D_Y": official.patchgan(layers=3),
+    }
+    losses = {
+        "adv_G": ("G_A", 1),
+        "adv_F": ("G_B", 1),
+        "cyc_x": ("cycle_A", 1),
+        "cyc_y": ("cycle_B", 1),
+        "idt_x": ("idt_B", 1),
+        "idt_y": ("idt_A", 1),
+        "D_X": ("D_B", 1),
+        "D_Y": ("D_A", 1),
+    }
+    variants = [("identity_half", {}), ("no_identity", {"lambda_idt": 0})]
+
+    def method(self, **changes):
+        config = cyclegan.Config(dim=8, d_dim=8, **changes)
+        return self.fill(cyclegan.CycleGAN(config, ("a", "b"), Shape(64, 64)))
+
+    def batch(self, index):
+        return {"x_1": self.given(f"A.{index}"), "x_2": self.given(f"B.{index}")}
+
+    def step(self, index):
+        return GivenStep(index, lambda name, i: torch.zeros(2))  # the history has room: unused
+
+    def test_forward(self):
+        m, x = self.method(), self.batch(0)
+        y, x = x["x_2"], x["x_1"]
+        G, D = m.G, m.D_Y
+        outputs = {
+            "G_A.model.1": G.down[0].conv(torch.nn.functional.pad(x, (3, 3, 3, 3), "reflect")),
+            "G_A.model.3": G.down[0](x),
+            "G_A.model.6": G.down[:2](x),
+            "G_A.model.9": G.down(x),
+            "G_A.model.10": G.residuals[0](G.down(x)),
+            "G_A.model.18": G.residuals(G.down(x)),
+            "G_A.model.21": G.up[0](G.residuals(G.down(x))),
+            "G_A.model.24": G.up(G.residuals(G.down(x))),
+            "G_A.model.27": m.translate(x, 0, 1, None),
+            "D_A_of_B.model.1": D[0](y),
+            "D_A_of_B.model.4": first(D, 2)(y),
+            "D_A_of_B.model.7": first(D, 3)(y),
+            "D_A_of_B.model.10": first(D, 4)(y),
+            "D_A_of_B.model.11": D(y),
+        }
+        for name, out in outputs.items():
+            golden.same(out, self.data["forward"][name])
+
+    @pytest.mark.parametrize("variant, changes", variants)
+    def test_losses_and_gradients(self, variant, changes):
+        m, expected = self.method(**changes), self.data["variants"][variant]["at_initial_weights"]
+        images = expected["images"]
+        x, y = self.batch(0).values()
+        golden.same(m.translate(x, 0, 1, None), images["fake_B"])
+        golden.same(m.translate(y, 1, 0, None), images["fake_A"])
+        golden.same(m.F(m.G(x)), images["rec_A"])
+        gradients = expected["generator_gradients"] | expected["discriminator_gradients"]
+        total = 0
+        for update, nets in play(m, self.batch(0), self.step(0)):
+            self.same_losses(update, expected["losses"])
+            self.same_gradients(nets, gradients)
+            total += update.loss.item()
+        parts = expected["losses"]
+        assert total == pytest.approx(parts["G"] + parts["D_A"] + parts["D_B"], rel=1e-9)
+
+    @pytest.mark.parametrize("variant, changes", variants)
+    def test_training(self, variant, changes):
+        m = self.method(**changes)
+        self.train(m, self.data["variants"][variant]["training"], adam(m, self.official_name))
+
+    def test_parameter_counts(self):
+        full = self.data["full_size"]
+        with torch.device("meta"):
+            m = cyclegan.CycleGAN(cyclegan.Config(), ("a", "b"), Shape(256, 256))
+            six = cyclegan.ResNet(3, 3, residuals=6)
+        self.same_shapes(m.G, self.names["G"], full["resnet_9blocks_64"]["parameters"])
+        self.same_shapes(m.D_X, self.names["D_X"], full["basic_discriminator_64"]["parameters"])
+        count = sum(p.numel() for p in six.parameters())
+        assert count == full["resnet_6blocks_64"]["parameter_count"]
+
+    @pytest.mark.parametrize("gan, unit", [("lsgan", "lsgan"), ("nsgan", "vanilla")])
+    def test_adversarial(self, gan, unit):
+        row = self.data["units"][f"adversarial_{unit}"]
+        scores = golden.given(self.data, row["prediction"])
+        d, g = getattr(losses, f"{gan}_d"), getattr(losses, f"{gan}_g")
+        assert g([scores]).item() == pytest.approx(row["target_real"], rel=1e-12)
+        both = row["target_real"] + row["target_fake"]
+        assert d([scores], [scores]).item() == pytest.approx(both, rel=1e-12)
