@@ -42,7 +42,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from unpaired.errors import ConfigProblem, DataProblem, Locked, NotWritable, StorageProblem
+from unpaired.errors import (
+    ConfigProblem,
+    DataProblem,
+    Diverged,
+    Locked,
+    NotWritable,
+    StorageProblem,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +74,8 @@ DTYPES = {
 }
 
 _BINARY = getattr(os, "O_BINARY", 0)
-_CHECKPOINT = re.compile(r"step-\d{8,}(\.old)?")  # the names that we give, and may rotate away
+_FILES = ("tensors.safetensors", "state.json")  # of a checkpoint, besides its manifest
+_OURS = re.compile(r"step-\d{8,}(\.(\d+\.)?old)?")  # the names that we give, and may rotate away
 
 
 class _Bad(Exception):
@@ -148,8 +156,9 @@ class RunFolder:
             yield
         finally:
             self._locked = False
-            _held.discard(fd)
-            os.close(fd)
+            if fd in _held:  # else a fork has closed it
+                _held.discard(fd)
+                os.close(fd)
 
     def save(
         self,
@@ -178,12 +187,8 @@ class RunFolder:
         try:
             _check_space(self.checkpoints, needed)
             os.mkdir(temporary)
-            files = {
-                "tensors.safetensors": _write(
-                    temporary / "tensors.safetensors", _chunks(header, tensors)
-                ),
-                "state.json": _write(temporary / "state.json", [text]),
-            }
+            contents = zip(_FILES, (_chunks(header, tensors), [text]), strict=True)
+            files = {name: _write(temporary / name, chunks) for name, chunks in contents}
             manifest = {"format": FORMAT, "step": step, "torch": torch.__version__, "files": files}
             _write(temporary / "manifest.json", [_sealed(manifest)])
             _sync(temporary)
@@ -219,10 +224,9 @@ class RunFolder:
                     return result
             if all(os.path.lexists(folder) for folder in bad):
                 break
+        tried = [f"{folder.name}: set aside earlier" for folder in self._folders(corrupt=True)]
+        tried += [str(problem) for problem in bad.values()]
         self._report(bad)
-        tried = [str(problem) for problem in bad.values()]
-        tried += [f"{folder.name}: set aside earlier" for folder in self._folders(corrupt=True)
-                  if not any(folder.name.startswith(b.name) for b in bad)]  # fmt: skip
         if tried:
             raise StorageProblem(
                 f"no checkpoint in {self.checkpoints} can be read ({'; '.join(tried)}); "
@@ -393,7 +397,7 @@ class RunFolder:
             log.warning("%s; removing no checkpoint meanwhile", problem)
             return
         found = [(step, folder) for step, folder in self._candidates({})
-                 if _CHECKPOINT.fullmatch(folder.name)]  # fmt: skip
+                 if _OURS.fullmatch(folder.name)]  # fmt: skip
         newest = sorted({step for step, _ in found if step != current}, reverse=True)
         kept = {current, best, *protect, *newest[: keep - 1]}
         seen: set[int] = set()
@@ -404,6 +408,7 @@ class RunFolder:
             try:  # renamed first: half a checkpoint never looks like a damaged one
                 dropped = folder.with_name(_temporary())
                 os.rename(folder, dropped)
+                _sync(self.checkpoints)
                 shutil.rmtree(dropped)
             except OSError as error:
                 log.warning("cannot remove the old checkpoint %s: %s", folder, error.strerror)
@@ -433,10 +438,11 @@ def save_model(
     """Write one self-describing safetensors file: weights, and text about them as `metadata`.
 
     Equal arguments give equal bytes. A sha256 of the whole is added to the metadata. Raises
-    `DataProblem` for weights that `load_model` would refuse, `StorageProblem` as `write_atomic`.
+    `Diverged` for weights that are not finite, `StorageProblem` as `write_atomic` does.
     """
     path = Path(path)
-    _check_finite(path, tensors)
+    if wrong := _not_finite(tensors):
+        raise Diverged(f"weights are NaN or infinite ({wrong}), so {path} was not written")
     metadata = dict(metadata)
     metadata["sha256"] = _fingerprint(_header(tensors, metadata), tensors)
     header = _header(tensors, metadata)
@@ -472,10 +478,13 @@ def load_model(
         tensors = safetensors.torch.load(data)
     except Exception as error:  # of a hostile file, anything
         raise DataProblem(f"{path} is not a valid safetensors file ({error})") from error
-    expected = metadata.pop("sha256", None)
-    if expected is not None and expected != _fingerprint(header, tensors):
-        raise DataProblem(f"{path} is damaged (its sha256 differs); copy or download it again")
-    _check_finite(path, tensors)
+    if metadata.pop("sha256", None) != _fingerprint(header, tensors):
+        raise DataProblem(
+            f"{path} is damaged or was not written by unpaired (its sha256 differs); "
+            "copy or download it again"
+        )
+    if wrong := _not_finite(tensors):
+        raise DataProblem(f"{path} has weights that are NaN or infinite ({wrong}); train it anew")
     return tensors, metadata
 
 
@@ -508,12 +517,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     floats = {n: t for n, t in tensors.items() if t.is_floating_point() or t.is_complex()}
     wrong = [name for name, t in floats.items() if not torch.isfinite(t).all()]
-    if wrong:
-        names = ", ".join(repr(name[:80]) for name in wrong[:5])
-        raise DataProblem(f"{path} has weights that are NaN or infinite ({names}); train it anew")
+    return ", ".join(repr(name[:80]) for name in wrong[:5])
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -548,7 +555,7 @@ def _data(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[
     names = (name for name in header if name != "__metadata__")
     for name in sorted(names, key=lambda name: header[name]["data_offsets"]):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield memoryview(flat.view(torch.uint8).numpy().data)
 
 
 def _fingerprint(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -574,13 +581,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         sealed = data == _sealed(manifest)  # to the byte: so no flipped bit is harmless
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         seal, sealed = None, False
-    if not sealed or seal is None:
+    if not sealed or seal is None or not isinstance(manifest.get("step"), int):
         raise _Bad(path, "damaged")
-    if manifest["format"] > FORMAT:
-        raise ConfigProblem(
-            f"{folder} was written by a newer version (checkpoint format {manifest['format']}); "
-            "upgrade unpaired to resume from it"
-        )
     return manifest
 
 
@@ -591,9 +593,14 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
 
 def _load(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     manifest = _manifest(folder)
+    if manifest["format"] > FORMAT:
+        raise ConfigProblem(
+            f"{folder} was written by a newer version (checkpoint format {manifest['format']}); "
+            "upgrade unpaired to resume from it"
+        )
     data = {}
-    for name, expected in manifest["files"].items():
-        data[name] = _checked_read(folder / name)
+    for name in _FILES:
+        expected, data[name] = manifest["files"][name], _checked_read(folder / name)
         if len(data[name]) != expected["size"]:
             raise _Bad(folder / name, f"{len(data[name])} bytes, should be {expected['size']}")
         if hashlib.sha256(data[name]).hexdigest() != expected["sha256"]:
