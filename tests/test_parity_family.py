@@ -7,7 +7,7 @@ from test_parity import GivenStep, float64, play  # noqa: F401
 
 from unpaired import losses, official
 from unpaired.method import Shape
-from unpaired.methods import cyclegan
+from unpaired.methods import cyclegan, unit
 
 
 class Parity:
@@ -71,15 +71,23 @@ class Parity:
         assert shapes == dict(rows)
 
 
+def slow_but_first(variants):
+    return variants[:1] + [pytest.param(*v, marks=pytest.mark.slow) for v in variants[1:]]
+
+
 def first(net, n):
     """The first `n` blocks of a sequential network."""
     return torch.nn.Sequential(*[*net][:n])
 
 
-def adam(method, nets, lr=2e-4, **others):
+def adam(method, nets, lr=2e-4, weight_decay=0, **own):
+    """One optimizer a network; `own` learning rates by name."""
     return {
         net: torch.optim.Adam(
-            method.get_submodule(net).parameters(), others.get(net, lr), betas=(0.5, 0.999)
+            method.get_submodule(net).parameters(),
+            own.get(net, lr),
+            betas=(0.5, 0.999),
+            weight_decay=weight_decay,
         )
         for net in nets
     }
@@ -156,7 +164,7 @@ class TestCycleGAN(Parity):
         parts = expected["losses"]
         assert total == pytest.approx(parts["G"] + parts["D_A"] + parts["D_B"], rel=1e-9)
 
-    @pytest.mark.parametrize("variant, changes", variants)
+    @pytest.mark.parametrize("variant, changes", slow_but_first(variants))
     def test_training(self, variant, changes):
         m = self.method(**changes)
         self.train(m, self.data["variants"][variant]["training"], adam(m, self.official_name))
@@ -179,3 +187,105 @@ class TestCycleGAN(Parity):
         assert g([scores]).item() == pytest.approx(row["target_real"], rel=1e-12)
         both = row["target_real"] + row["target_fake"]
         assert d([scores], [scores]).item() == pytest.approx(both, rel=1e-12)
+
+
+class TestUNIT(Parity):
+    data = golden.load("unit")
+    official_name = {"G_1": "gen_a", "G_2": "gen_b", "D_1": "dis_a", "D_2": "dis_b"}
+    names = {
+        "G_1": official.unit_generator(downsamplings=2, residuals=2),
+        "G_2": official.unit_generator(downsamplings=2, residuals=2),
+        "D_1": official.munit_discriminator(layers=3, scales=2),
+        "D_2": official.munit_discriminator(layers=3, scales=2),
+    }
+    letters = {
+        "D.n_1": "dis.n_a",
+        "D.n_2": "dis.n_b",
+        "G.n_1": "gen.n_a",
+        "G.n_2": "gen.n_b",
+        "G.n_12": "gen.n_a_recon",
+        "G.n_21": "gen.n_b_recon",
+    }
+    losses = {
+        "D_1": ("loss_dis_a", 1),
+        "D_2": ("loss_dis_b", 1),
+        "x_1": ("loss_gen_recon_x_a", 10),
+        "x_2": ("loss_gen_recon_x_b", 10),
+        "kl_1": ("loss_gen_recon_kl_a", 0.01),
+        "kl_2": ("loss_gen_recon_kl_b", 0.01),
+        "adv_1": ("loss_gen_adv_a", 1),
+        "adv_2": ("loss_gen_adv_b", 1),
+        "cyc_1": ("loss_gen_cyc_x_a", 10),
+        "cyc_2": ("loss_gen_cyc_x_b", 10),
+        "kl_cyc_1": ("loss_gen_recon_kl_cyc_aba", 0.01),
+        "kl_cyc_2": ("loss_gen_recon_kl_cyc_bab", 0.01),
+    }
+    variants = [("base", {}), ("nsgan", {"gan": "nsgan"})]
+
+    def method(self, **changes):
+        sizes = dict(dim=8, residuals=2, d_dim=8, d_layers=3, d_scales=2)
+        return self.fill(unit.UNIT(unit.Config(**sizes | changes), ("a", "b"), Shape(64, 64)))
+
+    def batch(self, index):
+        return {"x_1": self.given(f"x_a.{index}"), "x_2": self.given(f"x_b.{index}")}
+
+    def test_forward(self):
+        m = self.method()
+        x_1, x_2 = self.batch(0).values()
+        n_1, n_2 = self.given("dis.n_a.0"), self.given("dis.n_b.0")
+        h_1, h_2 = m.encode_content(x_1, 0), m.encode_content(x_2, 1)
+        outputs = {
+            "h_a": h_1,
+            "h_b": h_2,
+            "x_a_recon_without_noise": m.translate(x_1, 0, 0, None),
+            "x_a_recon_with_n_a": m.decode(h_1 + n_1, None, 0),
+            "x_ba_with_n_b": m.decode(h_2 + n_2, None, 0),
+            "x_ab_with_n_a": m.decode(h_1 + n_1, None, 1),
+            "gen_a.enc.model.2": first(m.G_1.E, 3)(x_1),
+            "gen_a.dec.model.0_of_h_b": m.G_1.G.residuals(h_2),
+            "gen_a.dec.model.5_of_h_b": m.translate(x_2, 1, 0, None),
+            "dis_a_of_x_a.scale_0": m.D_1(x_1)[0],
+            "dis_a_of_x_a.scale_1": m.D_1(x_1)[1],
+        }
+        for name, out in outputs.items():
+            golden.same(out, self.data["forward"][name])
+
+    @pytest.mark.parametrize("variant, changes", variants)
+    def test_losses_and_gradients(self, variant, changes):
+        m, expected = self.method(**changes), self.data["variants"][variant]["at_initial_weights"]
+        for (update, nets), move in zip(
+            play(m, self.batch(0), self.step(0)), ("dis", "gen"), strict=True
+        ):
+            parts = expected[f"{move}_losses"]
+            assert update.loss.item() == pytest.approx(parts[f"loss_{move}_total"], rel=1e-9)
+            self.same_losses(update, parts)
+            self.same_gradients(nets, expected[f"{move}_grads"])
+
+    @pytest.mark.parametrize("variant, changes", slow_but_first(variants))
+    def test_training(self, variant, changes):
+        m = self.method(**changes)
+        optimizers = adam(m, self.official_name, 1e-4, weight_decay=1e-4)
+        self.train(m, self.data["variants"][variant]["training"], optimizers)
+
+    def test_shared_blocks_say_what_unshared_ones_say_with_equal_weights(self):
+        m = self.method()
+        x_1, _ = self.batch(0).values()
+        sizes = dict(dim=8, residuals=2, d_dim=8, d_layers=3, d_scales=2, shared=1)
+        s = unit.UNIT(unit.Config(**sizes), ("a", "b"), Shape(64, 64))
+        given = m.G_1.state_dict()
+        s.shared.E[0].load_state_dict(m.G_1.E[4].state_dict())
+        s.shared.G[0].load_state_dict(m.G_1.G.residuals[0].state_dict())
+        s.G_1.E.load_state_dict({n: given[f"E.{n}"] for n in s.G_1.E.state_dict()})
+        s.G_1.G.residuals[0].load_state_dict(m.G_1.G.residuals[1].state_dict())
+        s.G_1.G.up.load_state_dict(m.G_1.G.up.state_dict())
+        s.G_1.G.rgb.load_state_dict(m.G_1.G.rgb.state_dict())
+        torch.testing.assert_close(s.translate(x_1, 0, 0, None), m.translate(x_1, 0, 0, None))
+
+    def test_parameter_counts(self):
+        full = self.data["full_size"]
+        with torch.device("meta"):
+            m = unit.UNIT(unit.Config(), ("a", "b"), Shape(256, 256))
+        names = official.unit_generator(downsamplings=2, residuals=4)
+        self.same_shapes(m.G_1, names, full["generator_of_one_domain"]["parameters"])
+        names = official.munit_discriminator(layers=4, scales=3)
+        self.same_shapes(m.D_1, names, full["discriminator_of_one_domain"]["parameters"])

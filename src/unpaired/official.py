@@ -26,6 +26,18 @@ def munit_discriminator(layers: int, scales: int) -> dict[str, str]:
     return {f"scales.{i}.{j}": f"cnns.{i}.{j}" for i in range(scales) for j in range(layers + 1)}
 
 
+def unit_generator(downsamplings: int, residuals: int) -> dict[str, str]:
+    """Modules of UNIT's `VAE`, nothing shared -> modules of the official `VAEGen`."""
+    names = {f"E.{i}": f"enc.model.{i}" for i in range(1 + downsamplings)}
+    for j in range(residuals):
+        for k in range(2):
+            block = f"model.{j}.model.{k}"
+            names[f"E.{1 + downsamplings + j}.body.{k}"] = f"enc.model.{1 + downsamplings}.{block}"
+            names[f"G.residuals.{j}.body.{k}"] = f"dec.model.0.{block}"
+    names |= {f"G.up.{i}": f"dec.model.{2 + 2 * i}" for i in range(downsamplings)}
+    return names | {"G.rgb": f"dec.model.{1 + 2 * downsamplings}"}
+
+
 def resnet(residuals: int) -> dict[str, str]:
     """Modules of `ResNet` -> modules of CycleGAN's official generator (without dropout)."""
     names = {"down.0.conv": "model.1", "down.1.0": "model.4", "down.2.0": "model.7"}
