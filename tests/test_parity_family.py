@@ -7,11 +7,12 @@ from test_parity import GivenStep, float64, play  # noqa: F401
 
 from unpaired import losses, official
 from unpaired.method import Shape
-from unpaired.methods import cyclegan, unit
+from unpaired.methods import cyclegan, pix2pix, unit
+from unpaired.networks.unet import UNet
 
 
 class Parity:
-    """What the golden files have in common. A subclass names its file, its networks and its losses."""
+    """What the golden files have in common; a subclass names its file, networks and losses."""
 
     def network(self, ours):
         """The golden file's network, our names and theirs."""
@@ -289,3 +290,66 @@ class TestUNIT(Parity):
         self.same_shapes(m.G_1, names, full["generator_of_one_domain"]["parameters"])
         names = official.munit_discriminator(layers=4, scales=3)
         self.same_shapes(m.D_1, names, full["discriminator_of_one_domain"]["parameters"])
+
+
+class TestPix2Pix(Parity):
+    data = golden.load("pix2pix")
+    official_name = {"G": "G", "D": "D"}
+    names = {"G": official.unet(levels=7), "D": official.patchgan(layers=3)}
+    losses = {"D": ("D", 1), "adv": ("G_GAN", 1), "L1": ("G_L1", 1)}
+
+    def method(self):
+        config = pix2pix.Config(dim=8, d_dim=8, levels=7, dropout=0)
+        return self.fill(pix2pix.Pix2Pix(config, ("a", "b"), Shape(128, 128)))
+
+    def step(self, index):
+        return GivenStep(index, None)  # no dropout, no draw
+
+    def batch(self, index):
+        return {"x_1": self.given(f"A.{index}"), "x_2": self.given(f"B.{index}")}
+
+    def test_forward(self):
+        m, forward = self.method(), self.data["forward"]
+        x, y = self.batch(0).values()
+        m.eval()
+        golden.same(m.translate(x, 0, 1, None), forward["G_of_A.0_eval_mode"])
+        m.train()
+        golden.same(m.G(x), forward["G_of_A.0_training_mode"])
+        label, pair = "D_of_A.0_and_B.0_training_mode.model", torch.cat([x, y], 1)
+        for blocks, index in (1, 1), (2, 4), (3, 7), (4, 10), (5, 11):
+            golden.same(first(m.D, blocks)(pair), forward[f"{label}.{index}"])
+
+    def test_forward_at_256(self):
+        G, given = UNet(3, 3, 4, levels=8), golden.parameters(self.data["networks"]["G_256"])
+        names = official.unet(levels=8)
+        for name, p in G.named_parameters():
+            p.data.copy_(given.pop(official.translated(names, name)))
+        assert not given
+        golden.same(G(self.given("A256")), self.data["forward"]["G_256_of_A256_training_mode"])
+
+    def test_losses_and_gradients(self):
+        m, expected = self.method(), self.data["at_initial_weights"]
+        gradients = expected["discriminator_gradients"] | expected["generator_gradients"]
+        for update, nets in play(m, self.batch(0), self.step(0)):
+            total = expected["losses"][update.nets]
+            assert update.loss.item() == pytest.approx(total, rel=1e-9)
+            self.same_losses(update, expected["losses"])
+            self.same_gradients(nets, gradients)
+        golden.same(m.G(self.batch(0)["x_1"]), expected["fake_B"])
+
+    def test_training_and_test_mode(self):
+        m = self.method()
+        self.train(m, self.data["training"], adam(m, self.official_name))
+        out = m.eval().translate(self.batch(0)["x_1"], 0, 1, None)
+        golden.same(out, self.data["training"]["eval_mode_output_for_A.0_after_last_step"], 1e-8)
+
+    def test_parameter_counts(self):
+        full = self.data["full_size"]
+        with torch.device("meta"):
+            m = pix2pix.Pix2Pix(pix2pix.Config(), ("a", "b"), Shape(256, 256))
+            seven = UNet(3, 3, levels=7)
+        self.same_shapes(m.G, official.unet(levels=8), full["unet_256_64"]["parameters"])
+        rows = full["basic_discriminator_64_six_channels"]["parameters"]
+        self.same_shapes(m.D, self.names["D"], rows)
+        count = sum(p.numel() for p in seven.parameters())
+        assert count == full["unet_128_64"]["parameter_count"]

@@ -57,6 +57,17 @@ def patchgan(layers: int, model: str = "model") -> dict[str, str]:
     return names
 
 
+def unet(levels: int) -> dict[str, str]:
+    """Modules of `UNet` -> modules of pix2pix's generator, in which each level holds the next."""
+    names = {"down.0.0": "model.model.0", "up.0.1": "model.model.3"}
+    for i in range(1, levels):
+        level = "model.model.1" + ".model.3" * (i - 1)
+        up = 3 if i == levels - 1 else 5
+        names |= {f"down.{i}.1": f"{level}.model.1", f"down.{i}.2": f"{level}.model.2"}
+        names |= {f"up.{i}.1": f"{level}.model.{up}", f"up.{i}.2": f"{level}.model.{up + 1}"}
+    return names
+
+
 def translated(names: dict[str, str], ours: str) -> str:
     """The official name of our parameter or module `ours`, by the longest module in `names` that holds it."""
     parts = ours.split(".")

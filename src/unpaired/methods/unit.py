@@ -3,18 +3,18 @@
 Ming-Yu Liu, Thomas Breuel, Jan Kautz. NIPS 2017. https://arxiv.org/abs/1703.00848
 
 Images of two domains share one latent space. Two VAEs, of which each encoder goes with both
-generators: z_i = E_i(x_i) + n with n ~ N(0, I), and x_{i->j} = G_j(z_i). The objective is (eq. 2,
-both domains)
+generators: z_i = E_i(x_i) + n with n ~ N(0, I), and x_{i->j} = G_j(z_i). The objective is (both
+domains)
 
     min over E, G, max over D of   L_VAE + L_GAN + L_CC
 
-    L_VAE = lambda_kl KL(q(z_1|x_1) || N(0, I)) + lambda_x E |G_1(z_1) - x_1|                 (3)
-    L_GAN = least squares, multi-scale D, on x_{1->2} and x_{2->1}                            (4)
+    L_VAE = lambda_kl KL(q(z_1|x_1) || N(0, I)) + lambda_x E |G_1(z_1) - x_1|
+    L_GAN = least squares, multi-scale D, on x_{1->2} and x_{2->1}
     L_CC  = lambda_kl_cyc (KL(q(z_1|x_1) || N(0, I)) + KL(q(z_2|x_{1->2}) || N(0, I)))
-            + lambda_cyc E |G_1(E_2(x_{1->2}) + n) - x_1|                                     (5)
+            + lambda_cyc E |G_1(E_2(x_{1->2}) + n) - x_1|
 
 The variance of q is 1, so that KL = E mean(E_i(x_i)^2) up to factor and constant. Of L_CC's two KL
-terms the first is the one of (3) and is left to lambda_kl, as in the authors' code.
+terms the first is the one of L_VAE and is left to lambda_kl, as in the authors' code.
 
 This is the version of the authors' second code base, which is MUNIT's: its networks, its
 discriminator, and no weights shared. `shared=1` shares the last residual block of the encoders and
@@ -144,7 +144,7 @@ class UNIT(Method):
             z_1 = noisy(self.encode(x_1, 0), "D.n_1", step)
             z_2 = noisy(self.encode(x_2, 1), "D.n_2", step)
             x_21, x_12 = self.generated(z_2, 0), self.generated(z_1, 1)
-        L_D_1 = self.gan_d(D_1(x_1), D_1(x_21))  # (4)
+        L_D_1 = self.gan_d(D_1(x_1), D_1(x_21))  #
         L_D_2 = self.gan_d(D_2(x_2), D_2(x_12))
         return Update("D_1 D_2", L_D_1 + L_D_2, {"D_1": L_D_1.detach(), "D_2": L_D_2.detach()})
 
@@ -159,13 +159,13 @@ class UNIT(Method):
         x_212 = self.generated(noisy(mu_21, "G.n_21", step), 1)
 
         L = {
-            "x_1": w.lambda_x * l1(x_11, x_1),  # (3)
+            "x_1": w.lambda_x * l1(x_11, x_1),  #
             "x_2": w.lambda_x * l1(x_22, x_2),
             "kl_1": w.lambda_kl * (mu_1**2).mean(),
             "kl_2": w.lambda_kl * (mu_2**2).mean(),
-            "adv_1": self.gan_g(D_1(x_21)),  # (4)
+            "adv_1": self.gan_g(D_1(x_21)),  #
             "adv_2": self.gan_g(D_2(x_12)),
-            "cyc_1": w.lambda_cyc * l1(x_121, x_1),  # (5)
+            "cyc_1": w.lambda_cyc * l1(x_121, x_1),  #
             "cyc_2": w.lambda_cyc * l1(x_212, x_2),
             "kl_cyc_1": w.lambda_kl_cyc * (mu_12**2).mean(),
             "kl_cyc_2": w.lambda_kl_cyc * (mu_21**2).mean(),
