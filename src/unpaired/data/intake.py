@@ -25,6 +25,7 @@ import stat
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from unpaired.errors import DataProblem, StorageProblem
 
@@ -106,9 +107,14 @@ def read_image(source: str | os.PathLike[str] | bytes, limits: Limits = TRAIN) -
             image = _decode(data, kind, limits)
     except _Refused as refused:
         raise BadImage(name, str(refused)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(name, f"the {kind} is too large: more pixels than any limit") from None
+    except UnidentifiedImageError:
+        reason = f"the header of the {kind} is damaged, or of an unsupported sort"
+        raise BadImage(name, reason) from None
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, MemoryError
         text = escape(" ".join(str(error).split()))
-        text = text if text and "BytesIO" not in text else type(error).__name__
+        text = text or type(error).__name__
         raise BadImage(name, f"the image is damaged ({text})") from error
     if not whole:
         warnings.warn(f"{name}: the PNG lacks its end mark; it is used", OddImage, stacklevel=2)
@@ -208,7 +214,8 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 
 
 def _check_png(data: bytes, limits: Limits) -> bool:
-    """Walk the chunks; whether the end mark is there."""
+    """Walk the chunks and check the sums of the data, which the decoder leaves out; whether the
+    end mark is there."""
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise _Refused("the PNG has no header")
     width, height = struct.unpack_from(">II", data, 16)
@@ -218,9 +225,13 @@ def _check_png(data: bytes, limits: Limits) -> bool:
         if at + 12 > len(data):
             return False
         (length,) = struct.unpack_from(">I", data, at)
-        if data[at + 4 : at + 8] == b"IEND":
+        name, end = data[at + 4 : at + 8], at + 8 + length
+        if name == b"IEND":
             return True
-        at += 12 + length
+        if name == b"IDAT" and end + 4 <= len(data):
+            if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+                raise _Refused("the image is damaged (a check sum of its data is wrong)")
+        at = end + 4
     raise _Refused(f"the PNG has more than {MAX_CHUNKS:,} chunks")
 
 
