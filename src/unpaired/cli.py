@@ -63,6 +63,51 @@ def translate(args: argparse.Namespace) -> int:
     return translate_files(args)
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    import json
+
+    from unpaired.checkpoint import write_atomic
+    from unpaired.metrics import scenes
+    from unpaired.progress import say
+    from unpaired.translator import Translator
+
+    translator = Translator.load(args.run)
+    figures = {"step": translator.step, "split": "test", "scenes": scenes.evaluate(translator, say)}
+    path = args.run / "metrics.json" if args.run.is_dir() else args.run.with_name("metrics.json")
+    write_atomic(path, json.dumps(figures, indent=1).encode())
+    say(f"Written: {path}")
+
+
+def methods(args: argparse.Namespace) -> None:
+    from unpaired.registry import find_method, method_names
+
+    print(f"{'method':<20}{'data':<14}{'venue':<12}title")
+    for name in method_names():
+        method = find_method(name)
+        card = method.card
+        print(f"{name:<20}{method.layout:<14}{card['venue']} {card['year']:<7}{card['title']}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    from unpaired import official
+    from unpaired.checkpoint import save_model
+
+    save_model(args.output, official.vgg16(args.file), {"network": "vgg16", "preprocessing": args.preprocessing})
+    print(f"Written: {args.output}  (use it as method.vgg={args.output})")
+
+
+def import_official(args: argparse.Namespace) -> None:
+    from unpaired import official
+    from unpaired.checkpoint import save_model
+    from unpaired.config import load
+    from unpaired.translator import metadata
+
+    tensors, settings = official.munit(args.file)
+    run = load(method=settings, data={"size": args.size})
+    save_model(args.output, tensors, metadata(run, args.domains, 0))
+    print(f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {args.domains[1]})")
+
+
 def parser() -> argparse.ArgumentParser:
     from unpaired import __version__
 
@@ -97,6 +142,29 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--size", type=int, metavar="PX", help="shorter side to work at (default: the training size)")
     c.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/translations)")
     c.add_argument("--strict", action="store_true", help="fail if any image cannot be read")
+
+    c = command(commands, "evaluate", evaluate, "measure a trained model")
+    c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+
+    command(commands, "methods", methods, "list the methods and what each needs")
+
+    weights = commands.add_parser("weights", help="bring in published weights", description="Bring in published weights.")
+    kinds = weights.add_subparsers(metavar="ACTION", required=True)
+    c = command(kinds, "convert", convert, "make the VGG-16 file that perceptual losses need")
+    c.add_argument("file", type=Path, help="a published file of VGG-16, .pth")
+    c.add_argument("output", type=Path, help="the safetensors file to write")
+    c.add_argument(
+        "--preprocessing",
+        choices=("caffe", "imagenet"),
+        required=True,
+        help="what the weights were trained on: caffe (BGR, 0 to 255, means removed) or imagenet (RGB, 0 to 1)",
+    )
+    c = command(kinds, "import", import_official, "make a model of an official checkpoint")
+    c.add_argument("method", choices=("munit",))
+    c.add_argument("file", type=Path, help="a generator checkpoint, gen_*.pt")
+    c.add_argument("output", type=Path, help="the model.safetensors to write")
+    c.add_argument("--domains", nargs=2, default=["a", "b"], metavar=("A", "B"), help="names of its domains")
+    c.add_argument("--size", type=int, default=256, help="its training size (default 256)")
     return p
 
 

@@ -47,3 +47,40 @@ def r1(scores: Tensor, x: Tensor) -> Tensor:
     """Half the squared norm of D's gradient at real images `x`, mean over them (Mescheder et al., ICML 2018)."""
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(1).mean()
+
+
+def hinge(scores: Tensor) -> Tensor:
+    """Mean of max(0, 1 - score): D's loss is hinge(real) + hinge(-fake) (Lim and Ye, 2017)."""
+    return F.relu(1 - scores).mean()
+
+
+def mutual_information(p: Tensor, q: Tensor, eps: float = 1e-10) -> Tensor:
+    """I(p, q), in nats, of two soft assignments (B, K) of samples (IIC, Ji et al., ICCV 2019).
+
+    The joint distribution is the mean of p q^T, symmetrised. A row of zeros leaves its sample out.
+    """
+    joint = p.T @ q  # (K, K)
+    joint = joint + joint.T
+    joint = joint / joint.sum().clamp(min=eps)
+    log_p, log_q = (joint.sum(i, keepdim=True).clamp(min=eps).log() for i in (0, 1))
+    joint = joint.clamp(min=eps)
+    return (joint * (joint.log() - log_p - log_q)).sum()
+
+
+def infonce(
+    query: Tensor, key: Tensor, queue: Tensor, held: Tensor, temperature: float = 0.07
+) -> Tensor:
+    """-log softmax of query . key among it and query . queue (MoCo, He et al., CVPR 2020, eq. 1).
+
+    query and key (B, d), queue (N, d); `held` (N,) says which rows of the queue count. Codes are
+    taken as they are, not normalised.
+    """
+    positive = (query * key).sum(1, keepdim=True)  # (B, 1)
+    negative = (query @ queue.T).masked_fill(~held, -torch.inf)  # (B, N)
+    logits = torch.cat([positive, negative], dim=1) / temperature
+    return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+
+def kl_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)), summed over all numbers (Kingma and Welling, ICLR 2014)."""
+    return 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum()

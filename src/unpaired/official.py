@@ -5,6 +5,15 @@ Only names and shapes of the published files are used here; the networks are our
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unpaired.errors import ConfigProblem, DataProblem
+
 
 def munit_generator(downsamplings: int, residuals: int) -> dict[str, str]:
     """Modules of MUNIT's `AutoEncoder` -> modules of the official `AdaINGen` (NVlabs/MUNIT)."""
@@ -68,6 +77,31 @@ def unet(levels: int) -> dict[str, str]:
     return names
 
 
+def bicyclegan_unet(levels: int) -> dict[str, str]:
+    """Modules of `UNet` -> modules of BicycleGAN's official generator."""
+    names = {"down.0.0": "model.down.0", "up.0.1": "model.up.1"}
+    for i in range(1, levels):
+        level = "model" + ".submodule" * i
+        names |= {f"down.{i}.1": f"{level}.down.1", f"up.{i}.1": f"{level}.up.1"}
+    return names
+
+
+def bicyclegan_discriminator(layers: int) -> dict[str, str]:
+    """Modules of `TwoScales` -> modules of BicycleGAN's official discriminators."""
+    names = {"fine": patchgan(layers, "model_0"), "coarse": patchgan(layers, "model_1")}
+    return {f"{scale}.{a}": b for scale, parts in names.items() for a, b in parts.items()}
+
+
+def bicyclegan_encoder(blocks: int) -> dict[str, str]:
+    """Modules of BicycleGAN's `Encoder` -> modules of the official one."""
+    names = {"conv": "conv.0", "mu": "fc.0", "logvar": "fcVar.0"}
+    for i in range(blocks):
+        names[f"blocks.{i}.conv_1"] = f"conv.{i + 1}.conv.2"
+        names[f"blocks.{i}.conv_2"] = f"conv.{i + 1}.conv.5.0"
+        names[f"blocks.{i}.shortcut"] = f"conv.{i + 1}.shortcut.1"
+    return names
+
+
 def translated(names: dict[str, str], ours: str) -> str:
     """The official name of our parameter or module `ours`, by the longest module in `names` that holds it."""
     parts = ours.split(".")
@@ -76,3 +110,94 @@ def translated(names: dict[str, str], ours: str) -> str:
         if module in names:
             return ".".join([names[module], *parts[n:]])
     raise KeyError(ours)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_pickle(path: Path) -> Any:
+    """What a published `.pt` or `.pth` file holds, tensors in nested dictionaries, without running code of it.
+
+    Raises `DataProblem` for a file that is not one, holds anything but tensors, or would unpack to more than it is.
+    """
+    import torch
+
+    if not path.is_file():
+        raise ConfigProblem(f"There is no file {path}: name a published weights file.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise DataProblem(f"{path} is compressed inside, as published weights never are: it is refused.")
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except DataProblem:
+        raise
+    except Exception as error:  # of a hostile file, anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataProblem(f"{path} is not a file of plain tensors, so it is not read ({reason[:120]}).") from None
+    for tensor in tensors_in(held):
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise DataProblem(f"{path} holds a tensor larger than its data: it is refused.")
+    return held
+
+
+def tensors_in(held: Any) -> Iterator[Tensor]:
+    if isinstance(held, Mapping):
+        for value in held.values():
+            yield from tensors_in(value)
+    elif isinstance(held, Tensor):
+        yield held
+
+
+def munit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The generators of an official MUNIT checkpoint (`gen_*.pt`): our tensors, and the `method` section they fit."""
+    held = read_pickle(path)
+    if not isinstance(held, Mapping) or not {"a", "b"} <= held.keys() or "mlp.model.0.fc.weight" not in held["a"]:
+        raise DataProblem(f"{path} is not a generator checkpoint of MUNIT (gen_*.pt): name that file.")
+    a = held["a"]
+    first, mlp = a["enc_content.model.0.conv.weight"], a["mlp.model.0.fc.weight"]
+    downsamplings = sum(f"enc_content.model.{i}.conv.weight" in a for i in range(1, 10))
+    residuals = sum(f"dec.model.0.model.{j}.model.0.conv.weight" in a for j in range(100))
+    settings = {
+        "name": "munit",
+        "dim": first.shape[0],
+        "style_dim": mlp.shape[1],
+        "mlp_dim": mlp.shape[0],
+        "downsamplings": downsamplings,
+        "residuals": residuals,
+    }
+    names = munit_generator(downsamplings, residuals)
+    tensors = {}
+    for ours, theirs in (("G_1", "a"), ("G_2", "b")):
+        for name, value in held[theirs].items():
+            if "running_" not in name:  # AdaIN's statistics, never used
+                tensors[f"{ours}.{ours_of(names, name)}"] = value.float()
+    return tensors, settings
+
+
+def ours_of(names: Mapping[str, str], theirs: str) -> str:
+    """Our name of an official parameter."""
+    parts = theirs.split(".")
+    back = {official: ours for ours, official in names.items()}
+    for n in range(len(parts), 0, -1):
+        if module := back.get(".".join(parts[:n])):
+            return ".".join([module, *parts[n:]])
+    raise DataProblem(f"The checkpoint holds an unknown parameter, {theirs}: it is of another version or method.")
+
+
+def vgg16(path: Path) -> dict[str, Tensor]:
+    """VGG-16's convolutions out of a published file: names `features.N` (ImageNet) or `convI_J` (Caffe)."""
+    from unpaired.networks.vgg import BLOCKS
+
+    held = read_pickle(path)
+    names = [f"conv{i}_{j}" for i, block in enumerate(BLOCKS, 1) for j in range(1, len(block) + 1)]
+    places = [n + j for n, size in ((0, 2), (5, 2), (10, 3), (17, 3), (24, 3)) for j in range(0, 2 * size, 2)]
+    theirs = [f"features.{n}" for n in places] if "features.0.weight" in held else names
+    try:
+        return {
+            f"{ours}.{kind}": held[f"{name}.{kind}"].float()
+            for ours, name in zip(names, theirs, strict=True)
+            for kind in ("weight", "bias")
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise DataProblem(f"{path} does not hold VGG-16 (features.0.weight ... or conv1_1.weight ...).") from None

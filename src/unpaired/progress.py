@@ -7,6 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 
 
+def say(line: str) -> None:
+    """A line for the user, seen at once also in a pipe."""
+    print(line, flush=True)
+
+
 class Progress:
     """Durations come from the monotonic clock. Off a terminal a line is printed every `every` seconds."""
 

@@ -22,7 +22,7 @@ from unpaired.data.batches import Batches, check_layout, loader, to_device
 from unpaired.data.datasets import Dataset, open_dataset
 from unpaired.errors import ConfigProblem, Diverged, OutOfMemory, Problem, StorageProblem
 from unpaired.method import Batch, Method, Step
-from unpaired.progress import Progress
+from unpaired.progress import Progress, say
 from unpaired.translator import metadata, sample_sheets
 
 MAX_SKIPPED = 50  # moves in a row that may be non-finite
@@ -127,7 +127,7 @@ def fit(
     *,
     resume: bool = False,
     init: Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> None:
     """Trains `run` in `folder` to its last step. Exit codes: docs/cli.md. Raises `Problem`."""
     folder.create()

@@ -165,6 +165,10 @@ class Translator:
         ratio = least / min(h, w)
         return self.tensor(covering(array, (round(h * ratio), round(w * ratio))))
 
+    def shown(self, image: Picture, size: int | None = None) -> Image.Image:
+        """`image` as the model sees it, for sheets."""
+        return to_images(self.prepare(image, size))[0]
+
     def reference(self, image: Picture) -> Tensor:
         """The middle of a reference at the training size, (1, C, H, W)."""
         h, w = self.run.data.hw
@@ -238,19 +242,15 @@ def sample_sheets(method: Method, dataset: Dataset, run: Run, rows: int = 5, sty
                 codes = random_styles(method, styles, target, 0).to(t.device)
             elif way == "reference":
                 codes = torch.cat([t.encode_style(r, to) for r in references])
-                lines.append([None, *(shown(t, r) for r in references)])
+                lines.append([None, *(enlarged(t.shown(r)) for r in references)])
             for source, index in inputs:
                 array = pictures[source].read(index % len(pictures[source]))
                 x = t.prepare(array)
                 outputs = t.render(x, source, target, codes)
-                lines.append([shown(t, array), *(enlarged(o) for o in outputs)])
+                lines.append([enlarged(t.shown(array)), *(enlarged(o) for o in outputs)])
             label = {"latent": "random styles", "reference": "styles of the top row", "output": ""}[way]
             sheets[f"{safe(name)}-{way}"] = sheet(lines, title=f"{title}   {label}")
     return sheets
-
-
-def shown(t: Translator, array: np.ndarray) -> Image.Image:
-    return enlarged(to_images(t.prepare(array))[0])
 
 
 def safe(name: str) -> str:

@@ -427,7 +427,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     if image.shape[:2] == tuple(size):
         return image
-    image = image if image.flags.writeable else image.copy()  # torch warns of what it cannot write
+    image = np.require(image, requirements=("C", "W"))  # torch wants it so; no copy where it is
     x = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last
     y = interpolate(x, size=tuple(size), mode="bicubic", antialias=True)
     return np.ascontiguousarray(y[0].permute(1, 2, 0).numpy())

@@ -116,8 +116,8 @@ class MUNIT(Method):
         with torch.no_grad():
             x_21 = G_1.decode(G_2.E_c(x_2), s_1)
             x_12 = G_2.decode(G_1.E_c(x_1), s_2)
-        L_D_1 = self.gan_d(D_1(x_1), D_1(x_21))  # (4)
-        L_D_2 = self.gan_d(D_2(x_2), D_2(x_12))
+        L_D_1 = self.gan_d(*both(D_1, x_1, x_21))  # (4)
+        L_D_2 = self.gan_d(*both(D_2, x_2, x_12))
         return Update("D_1 D_2", L_D_1 + L_D_2, {"D_1": L_D_1.detach(), "D_2": L_D_2.detach()})
 
     def generate(self, x_1: Tensor, x_2: Tensor, step: Step) -> Update:
@@ -125,8 +125,8 @@ class MUNIT(Method):
         s_1, s_2 = self.prior("G", x_1, step)
         c_1, own_1 = G_1.E_c(x_1), G_1.E_s(x_1)
         c_2, own_2 = G_2.E_c(x_2), G_2.E_s(x_2)
-        x_11, x_22 = G_1.decode(c_1, own_1), G_2.decode(c_2, own_2)
-        x_21, x_12 = G_1.decode(c_2, s_1), G_2.decode(c_1, s_2)
+        x_11, x_21 = G_1.decode(torch.cat([c_1, c_2]), torch.cat([own_1, s_1])).chunk(2)  # one call
+        x_22, x_12 = G_2.decode(torch.cat([c_2, c_1]), torch.cat([own_2, s_2])).chunk(2)
         c_21, c_12 = G_1.E_c(x_21), G_2.E_c(x_12)
 
         L = {  # targets are not detached
@@ -246,6 +246,12 @@ class Decoder(nn.Module):
         for conv in self.up:
             c = conv(F.interpolate(c, scale_factor=2))
         return self.rgb(c)
+
+
+def both(D: MultiScale, real: Tensor, fake: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The scores of real and fake images in one call: no norm couples them."""
+    maps = [scores.chunk(2) for scores in D(torch.cat([real, fake]))]
+    return [real for real, _ in maps], [fake for _, fake in maps]
 
 
 def load_vgg(path: Path | None) -> nn.Module:

@@ -144,7 +144,7 @@ class UNIT(Method):
             z_1 = noisy(self.encode(x_1, 0), "D.n_1", step)
             z_2 = noisy(self.encode(x_2, 1), "D.n_2", step)
             x_21, x_12 = self.generated(z_2, 0), self.generated(z_1, 1)
-        L_D_1 = self.gan_d(D_1(x_1), D_1(x_21))  #
+        L_D_1 = self.gan_d(D_1(x_1), D_1(x_21))  # L_GAN
         L_D_2 = self.gan_d(D_2(x_2), D_2(x_12))
         return Update("D_1 D_2", L_D_1 + L_D_2, {"D_1": L_D_1.detach(), "D_2": L_D_2.detach()})
 
@@ -159,13 +159,13 @@ class UNIT(Method):
         x_212 = self.generated(noisy(mu_21, "G.n_21", step), 1)
 
         L = {
-            "x_1": w.lambda_x * l1(x_11, x_1),  #
+            "x_1": w.lambda_x * l1(x_11, x_1),  # L_VAE
             "x_2": w.lambda_x * l1(x_22, x_2),
             "kl_1": w.lambda_kl * (mu_1**2).mean(),
             "kl_2": w.lambda_kl * (mu_2**2).mean(),
-            "adv_1": self.gan_g(D_1(x_21)),  #
+            "adv_1": self.gan_g(D_1(x_21)),  # L_GAN
             "adv_2": self.gan_g(D_2(x_12)),
-            "cyc_1": w.lambda_cyc * l1(x_121, x_1),  #
+            "cyc_1": w.lambda_cyc * l1(x_121, x_1),  # L_CC
             "cyc_2": w.lambda_cyc * l1(x_212, x_2),
             "kl_cyc_1": w.lambda_kl_cyc * (mu_12**2).mean(),
             "kl_cyc_2": w.lambda_kl_cyc * (mu_21**2).mean(),

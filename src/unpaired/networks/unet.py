@@ -16,6 +16,8 @@ class UNet(nn.Module):
     `levels` 4x4 convolutions of stride 2 down and as many transposed ones up, each of which also
     sees the map of its size from the way down. No norm on the outermost level, nor at the bottom
     of the way down. A code of `z_dim` numbers, if there is one, enters every level of the way down.
+    The maps from the way down stand before those of the way up (pix2pix) or after (BicycleGAN):
+    `skip_last` matters to checkpoints alone.
     """
 
     def __init__(
@@ -26,8 +28,10 @@ class UNet(nn.Module):
         levels: int = 8,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         z_dim: int = 0,
+        skip_last: bool = False,
     ) -> None:
         super().__init__()
+        self.skip_last = skip_last
         self.widths = [dim * min(2**i, 8) for i in range(levels)]
         bias = norm is not nn.BatchNorm2d  # which has a shift of its own
         bottom = levels - 1
@@ -62,7 +66,7 @@ class UNet(nn.Module):
             if (u := next(drops, None)) is not None:
                 x = x * (u >= dropout) / (1 - dropout)
             if skips:
-                x = torch.cat([skips.pop(), x], dim=1)
+                x = torch.cat([x, skips.pop()] if self.skip_last else [skips.pop(), x], dim=1)
         return x
 
     def dropped(self, x: Tensor, layers: int = 3) -> list[tuple[int, ...]]:

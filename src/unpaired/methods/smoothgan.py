@@ -1,0 +1,319 @@
+"""SmoothGAN: Smoothing the Disentangled Latent Style Space for Unsupervised Image-to-Image Translation.
+
+Yahui Liu, Enver Sangineto, Yajing Chen, Linchao Bao, Haoxian Zhang, Nicu Sebe, Bruno Lepri, Wei Wang, Marco De Nadai.
+CVPR 2021. https://arxiv.org/abs/2106.09016
+
+StarGAN v2's networks and game (see `stargan_v2.py`), with three more terms when G moves. They draw the styles of all
+domains together, so that the way between two of them passes through images that look real. For an image x of domain y,
+styles s, s' of the target domain y~ and a style s_y of its own domain,
+
+    min over G, F, E, max over D of   L_adv + lambda_sty L_sty - lambda_ds L_ds + lambda_cyc L_cyc
+                                      + lambda_tri L_tri + lambda_kl L_kl [+ lambda_lpips L_lpips]
+
+    L_tri   = E max(|s - s'| - |s - s_y| + margin, 0)   where y~ != y: compact within a domain, apart across domains
+    L_kl    = E s^2 + E E(x, y)^2                       compactness: a Gaussian prior on all styles
+    L_lpips = E LPIPS(x, G(x, s))                       content is kept
+
+s_y = F(z, y), with the noise of s, when styles come from noise, E(x, y) when they come from references. lambda_kl is 0
+for the first 40% of the run and then rises to its full weight at the end.
+
+Differences from the official code: those of `stargan_v2.py`; lambda_kl rises over fractions of the run (theirs: from
+step 40,000 of 100,000); a batch without any y~ != y gives L_tri = 0 (theirs: not a number); LPIPS stands on SqueezeNet.
+Losses, gradients and updates agree with it to rounding (`tests/test_parity_stargan.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unpaired import losses
+from unpaired.errors import ConfigProblem
+from unpaired.losses import l1
+from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
+from unpaired.networks.blocks import fixed
+from unpaired.networks.stargan import (
+    SMALLEST,
+    Discriminator,
+    Generator,
+    Mapping,
+    StyleEncoder,
+    check_sides,
+    widths,
+)
+
+RISE = 0.4  # the fraction of the run at which lambda_kl begins to rise
+
+
+class Config(MethodConfig):
+    """The paper's settings, for CelebA-HQ."""
+
+    lambda_sty: float = Field(2.0, ge=0)
+    lambda_ds: float = Field(1.0, ge=0)  # at the start
+    lambda_cyc: float = Field(1.0, ge=0)
+    lambda_reg: float = Field(1.0, ge=0)  # R1
+    lambda_tri: float = Field(1.0, ge=0)
+    lambda_kl: float = Field(1.0, ge=0)  # at the end
+    lambda_lpips: float = Field(0.0, ge=0)  # 1 in the paper's runs; needs `lpips`
+    margin: float = Field(0.1, ge=0)
+    latent_dim: int = Field(16, ge=1)
+    style_dim: int = Field(64, ge=1)
+    mlp_dim: int = Field(512, ge=1)
+    width: int = Field(
+        2**14, ge=512
+    )  # channels at full size times the side: 64 at 256 px, doubling inwards ...
+    max_dim: int = Field(512, ge=1)  # ... up to this
+    lpips: tuple[
+        Path, ...
+    ] = ()  # safetensors files with SqueezeNet 1.1 (`features.*`) and LPIPS's heads (`lin*`)
+
+
+class SmoothGAN(Method):
+    Config = Config
+    layout = "domains"
+    averaged = "G F E"
+    accumulates = False  # L_tri is a mean over those samples of the batch that change their domain
+    card = {
+        "title": "Smoothing the Disentangled Latent Style Space for Unsupervised Image-to-Image Translation",
+        "authors": "Liu, Sangineto, Chen, Bao, Zhang, Sebe, Lepri, Wang, De Nadai",
+        "venue": "CVPR",
+        "year": 2021,
+        "url": "https://arxiv.org/abs/2106.09016",
+    }
+    presets = {
+        "paper": {
+            "data": {"size": 256, "batch": 4, "zoom": 1.1},
+            "optim": {
+                "default": {"lr": 1e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
+                "F": {"lr": 1e-6},
+            },
+            "train": {"steps": 100_000, "ema": 0.999, "save_every": 10_000, "sample_every": 5_000},
+        },
+        "small": {
+            "method": {
+                "latent_dim": 8,
+                "style_dim": 16,
+                "mlp_dim": 64,
+                "width": 1024,
+                "max_dim": 64,
+            },
+            "data": {"size": 32, "batch": 8},
+            "optim": {
+                "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
+                "F": {"lr": 2e-5},
+            },
+            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+        },
+    }
+
+    def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
+        super().__init__(config, domains, shape)
+        check_sides(shape.height, shape.width)
+        side, channels, K = min(shape.height, shape.width), shape.channels, len(domains)
+        outer = widths(side, SMALLEST, config.width, config.max_dim)
+        whole = widths(side, 4, config.width, config.max_dim)
+        self.G = Generator(channels, outer, config.style_dim)
+        self.F = Mapping(config.latent_dim, config.mlp_dim, config.style_dim, K)
+        self.E = StyleEncoder(channels, whole, config.style_dim, K)
+        self.D = Discriminator(channels, whole, K)
+        self.lpips = load_lpips(config.lpips) if config.lambda_lpips else None
+
+    # The game --------------------------------------------------------------------------------------------------------
+
+    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
+        x_ref, x_ref2 = batch["x_ref"], batch["x_ref2"]
+        shape = (x.shape[0], self.config.latent_dim)
+        z, z_2 = step.normal("z_trg", *shape, like=x), step.normal("z_trg2", *shape, like=x)
+
+        with torch.no_grad():
+            c, s = self.G.encoder(x), self.F(z, target)
+        yield self.discriminate("latent", x, y, c, s, target)
+        with torch.no_grad():
+            s = self.E(x_ref, target)
+        yield self.discriminate(
+            "reference", x, y, c, s, target
+        )  # G has not moved: the same content
+
+        s, s_2, s_y = self.F(z, target), self.F(z_2, target), self.F(z, y)
+        yield self.generate("latent", "G F E", x, y, s, s_2, s_y, target, step)
+        with torch.no_grad():
+            s, s_2, s_y = self.E(x_ref, target), self.E(x_ref2, target), self.E(x, y)
+        yield self.generate("reference", "G", x, y, s, s_2, s_y, target, step)
+
+    def discriminate(
+        self, by: str, x: Tensor, y: Tensor, c: Tensor, s: Tensor, target: Tensor
+    ) -> Update:
+        with torch.no_grad():
+            x_fake = self.G.decoder(c, s)
+        x = x.detach().requires_grad_()
+        with fp32(x):
+            real = self.D.forward(x, y)  # plain: what differentiates twice does not compile
+            L_reg = self.config.lambda_reg * losses.r1(real, x)
+        L_adv = losses.nsgan_d([real], [self.D(x_fake, target)])
+        return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
+
+    def generate(
+        self,
+        by: str,
+        nets: str,
+        x: Tensor,
+        y: Tensor,
+        s: Tensor,
+        s_2: Tensor,
+        s_y: Tensor,
+        target: Tensor,
+        step: Step,
+    ) -> Update:
+        G, E, D, w = self.G, self.E, self.D, self.config
+        lambda_ds = w.lambda_ds * (1 - step.fraction)
+        c = G.encoder(x)
+        x_fake = G.decoder(c, s)
+        with torch.no_grad():
+            x_fake_2 = G.decoder(c, s_2)
+        own = E(x, y)
+
+        L = {
+            "adv": losses.nsgan_g([D(x_fake, target)]),
+            "sty": w.lambda_sty * l1(E(x_fake, target), s),
+            "ds": -lambda_ds * l1(x_fake, x_fake_2),
+            "cyc": w.lambda_cyc * l1(G(x_fake, own), x),
+            "tri": w.lambda_tri * triplet(s, s_2, s_y, target != y, w.margin),
+            "kl": self.lambda_kl(step) * (s.square().mean() + own.square().mean()),
+        }
+        if self.lpips:
+            L["lpips"] = w.lambda_lpips * self.lpips(x, x_fake)
+        loss = torch.stack(list(L.values())).sum()
+        return Update(nets, loss, {f"{name}_{by}": part.detach() for name, part in L.items()})
+
+    def lambda_kl(self, step: Step) -> float:
+        """0 until `RISE` of the run, then straight up to the full weight."""
+        return self.config.lambda_kl * max(0.0, (step.fraction - RISE) / (1 - RISE))
+
+    # The verbs -------------------------------------------------------------------------------------------------------
+
+    def styles(self, source: int, target: int) -> frozenset[str]:
+        return frozenset({"latent", "reference"})
+
+    def encode_content(self, x: Tensor, source: int) -> Tensor:
+        return self.G.encoder(x)
+
+    def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
+        """Not bounded: there is no tanh, [-1, 1] is learned and slightly overshot."""
+        return self.G.decoder(content, style)
+
+    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, self.config.latent_dim, generator=generator).to(
+            next(self.F.parameters())
+        )
+        return self.F(z, torch.full((n,), target, device=z.device))
+
+    def encode_style(self, reference: Tensor, target: int) -> Tensor:
+        y = torch.full((reference.shape[0],), target, device=reference.device)
+        return self.E(reference, y)
+
+    @property
+    def stride(self) -> int:
+        return self.G.stride
+
+
+def triplet(
+    anchor: Tensor, positive: Tensor, negative: Tensor, chosen: Tensor, margin: float
+) -> Tensor:
+    """max(|a - p| - |a - n| + margin, 0), mean over the `chosen` samples; 0 where there is none. Styles (B, style_dim)."""
+    each = F.triplet_margin_loss(anchor, positive, negative, margin, reduction="none")  # (B,)
+    return (each * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+# LPIPS ---------------------------------------------------------------------------------------------------------------
+
+
+class Fire(nn.Module):
+    """SqueezeNet's block: a 1x1 convolution that squeezes, a 1x1 and a 3x3 that expand, side by side."""
+
+    def __init__(self, c_in: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(c_in, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1))
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance of images (B, 3, H, W) in [-1, 1], mean over the batch (Zhang et al., CVPR 2018).
+
+    At seven depths of SqueezeNet 1.1 (Iandola et al., 2016) the features are scaled to length 1 over their channels;
+    their squared difference is weighted by channel, averaged over positions and summed over depths.
+    """
+
+    taps = (1, 4, 7, 9, 10, 11, 12)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def pool() -> nn.Module:
+            return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool()),
+            *(Fire(64, 16, 64), Fire(128, 16, 64), pool()),
+            *(Fire(128, 32, 128), Fire(256, 32, 128), pool()),
+            *(Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
+        )
+        depths = (64, 128, 256, 384, 384, 512, 512)
+        self.heads = nn.ModuleList(nn.Conv2d(c, 1, 1, bias=False) for c in depths)
+        dtype = torch.get_default_dtype()
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=dtype).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer("std", torch.tensor(std, dtype=dtype).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = (((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std for image in (x, y))
+        heads, distances = iter(self.heads), []
+        for i, layer in enumerate(self.features):
+            x, y = layer(x), layer(y)
+            if i in self.taps:
+                difference = F.normalize(x, dim=1, eps=1e-10) - F.normalize(y, dim=1, eps=1e-10)
+                distances.append(next(heads)(difference.square()).mean())
+        return torch.stack(distances).sum()
+
+
+def load_lpips(paths: tuple[Path, ...]) -> nn.Module:
+    """LPIPS from safetensors files that together hold the trunk and the heads, under their published names."""
+    from unpaired.checkpoint import load_model
+
+    if not paths:
+        raise ConfigProblem(
+            "method.lambda_lpips needs weights: set method.lpips to the files of SqueezeNet 1.1 (`features.*`) and of "
+            "LPIPS's heads (`lin*`), as [trunk.safetensors, heads.safetensors], or set method.lambda_lpips=0."
+        )
+    given = {name: tensor for path in paths for name, tensor in load_model(path)[0].items()}
+    net = LPIPS()
+    published = {
+        name: f"lin{name.split('.')[1]}.model.1.weight" if name.startswith("heads") else name
+        for name in net.state_dict()
+    }
+    wrong = [
+        n
+        for n, p in net.state_dict().items()
+        if getattr(given.get(published[n]), "shape", None) != p.shape
+    ]
+    if wrong:
+        raise ConfigProblem(
+            f"method.lpips: {published[wrong[0]]} is missing or of another shape in {', '.join(map(str, paths))}: give "
+            "the files of SqueezeNet 1.1 and of LPIPS's heads for it."
+        )
+    net.load_state_dict({ours: given[theirs] for ours, theirs in published.items()})
+    return fixed(net)

@@ -1,0 +1,291 @@
+"""TUNIT: Rethinking the Truly Unsupervised Image-to-Image Translation.
+
+Kyungjune Baek, Yunjey Choi, Youngjung Uh, Jaejun Yoo, Hyunjung Shim. ICCV 2021.
+https://arxiv.org/abs/2006.06500
+
+One folder of images without labels. A guiding network C (E in the paper) sorts them into K pseudo-
+domains and gives each its style: p = C_class(x), y = argmax p, s = C_style(x). An image x takes the
+style of a reference image x_ref of pseudo-domain y_ref: x~ = G(x, s_ref). With another view x+ of
+x, the objective is
+
+    min over G, C, max over D of   L_adv + lambda_style^G L_style^G + lambda_rec L_rec
+                                   - lambda_MI L_MI + lambda_style^C L_style^C
+
+    L_MI      = I(p, p+)                        clustering by mutual information (IIC)
+    L_style^C = -log e^(s.k+/t) / (e^(s.k+/t) + sum over k of e^(s.k/t)),
+                k+ = C'_style(x+), k a queue of such keys of earlier images (MoCo)
+    L_adv     = hinge, on the heads of D of these domains, and R1 at x_ref;
+                fakes are G(x, s_ref) for y_ref and G(x, s) for y
+    L_style^G = L_style^C with C_style(x~) for s, C'_style(x_ref) for k+
+    L_rec     = E |x - G(x, s)|
+
+C' is the moving average of C. First C plays alone; then a step makes three moves: C, D, and C with
+G. With labels for some images, their cross-entropy (of p and p+) takes the place of L_MI, and
+labels that of y; with labels for all, C learns styles alone. `training: separate`, which the paper
+compares with, leaves C as it is once G and D play.
+
+Differences from the official code: the queue lasts for the whole run, is saved, and starts empty
+(theirs: falls back to the same 32 keys every 1,000 iterations). BatchNorm's statistics of C' follow
+C at each step (theirs: every 1,000), and C sees a batch once where theirs evaluates it twice or
+thrice, which shows in these statistics only. The average of G starts with G (theirs: 1,000
+iterations later). A pseudo-label is that of the C that has just moved (theirs, semi-supervised:
+before), and labels may be mixed in a batch (theirs: for all images of it or for none). Without a
+reference, the mean style of the latest 1,024 images of a domain serves (theirs: of all of its
+images). As theirs, codes are not normalised. Losses, gradients and updates agree with it to
+rounding (`tests/test_parity_tunit.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from unpaired import losses
+from unpaired.errors import ConfigProblem
+from unpaired.losses import l1
+from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32, frozen
+from unpaired.networks.tunit import Discriminator, Generator, GuidingNetwork
+
+FIRST_STAGE = {"none": 65 / 200, "some": 35 / 200, "all": 0.0}
+CONTENT = 16  # px, the side that the generator halves an image to
+SMALLEST = 32  # px, the least that C can halve five times
+
+
+class Config(MethodConfig):
+    """The paper's settings, for 128 px."""
+
+    clusters: int = Field(10, ge=2)  # K, the number of pseudo-domains
+    labels: Literal["none", "some", "all"] = "none"  # unsupervised, semi-supervised, supervised
+    training: Literal["joint", "separate"] = "joint"  # does C go on learning once G and D play?
+    # Fractions of the run: C is alone until `first_stage` (0.325, 0.175 or 0, by `labels`); where
+    # some images have labels, L_MI comes in at `labels_only`.
+    first_stage: float = Field(FIRST_STAGE["none"], ge=0, le=1)
+    labels_only: float = Field(20 / 200, ge=0, le=1)
+    lambda_adv: float = Field(1.0, ge=0)
+    lambda_gp: float = Field(10.0, ge=0)
+    lambda_rec: float = Field(0.1, ge=0)
+    lambda_style_g: float = Field(0.01, ge=0)
+    lambda_style_c: float = Field(1.0, ge=0)
+    lambda_mi: float = Field(5.0, ge=0)  # of the cross-entropy too
+    joint: float = Field(0.1, ge=0)  # on both once G and D play: the paper's 0.1 and 0.5
+    temperature: float = Field(0.07, gt=0)
+    queue: int = Field(1024, ge=1)
+    style_dim: int = Field(128, ge=1)
+    mlp_dim: int = Field(256, ge=1)
+    dim: int = Field(64, ge=1)  # of G; 32 from 256 px on
+    c_dim: int = Field(64, ge=1)
+    d_dim: int = Field(64, ge=1)  # 32 from 256 px on
+    d_max_dim: int = Field(1024, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def stages(cls, said: Any) -> Any:
+        """The first stage of each kind of supervision, where nothing else is said."""
+        if isinstance(said, Mapping) and said.get("labels") in FIRST_STAGE:
+            return {"first_stage": FIRST_STAGE[said["labels"]], **said}
+        return said
+
+
+class TUNIT(Method):
+    Config = Config
+    layout = "unlabelled"
+    averaged = "G C"
+    accumulates = False  # mutual information and BatchNorm are of a batch, not of an image
+    queue: Tensor
+    queued: Tensor
+    card = {
+        "title": "Rethinking the Truly Unsupervised Image-to-Image Translation",
+        "authors": "Baek, Choi, Uh, Yoo, Shim",
+        "venue": "ICCV",
+        "year": 2021,
+        "url": "https://arxiv.org/abs/2006.06500",
+    }
+    presets = {
+        "paper": {
+            "data": {"size": 128, "batch": 32},
+            "optim": {
+                "default": {"kind": "rmsprop", "lr": 1e-4, "weight_decay": 1e-4},
+                "C": {"kind": "adam", "lr": 1e-4, "betas": [0.9, 0.999], "weight_decay": 1e-3},
+            },
+            "train": {"steps": 200_000, "ema": 0.999, "save_every": 10_000, "sample_every": 5_000},
+        },
+        "small": {
+            "method": {
+                "style_dim": 32,
+                "mlp_dim": 64,
+                "dim": 24,
+                "c_dim": 16,
+                "d_dim": 24,
+                "d_max_dim": 128,
+            },
+            "data": {"size": 32, "batch": 32},
+            "optim": {
+                "default": {"kind": "rmsprop", "lr": 2e-4, "weight_decay": 1e-4},
+                "C": {"kind": "adam", "lr": 5e-4, "betas": [0.9, 0.999], "weight_decay": 1e-3},
+            },
+            "train": {"steps": 4000, "ema": 0.99, "save_every": 500, "sample_every": 500},
+        },
+    }
+
+    def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
+        super().__init__(config, name_domains(config, domains), shape)
+        side, K = min(shape.height, shape.width), config.clusters
+        stride = 2 ** max(int(math.log2(side / CONTENT)), 0)
+        if side < SMALLEST or shape.height % stride or shape.width % stride:
+            raise ConfigProblem(
+                f"data.size: sides of {shape.height} x {shape.width} px do not suit this method, "
+                f"which needs at least {SMALLEST} px and here multiples of {stride}: choose a "
+                "power of two from 32 to 512."
+            )
+        self.C = GuidingNetwork(shape.channels, config.c_dim, config.style_dim, K)
+        self.G = Generator(shape.channels, config.dim, stride, config.style_dim, config.mlp_dim)
+        self.D = Discriminator(shape.channels, side, config.d_dim, config.d_max_dim, K)
+        self.register_buffer("queue", torch.zeros(config.queue, config.style_dim))
+        self.register_buffer("queued", torch.tensor(0))  # how many keys ever entered
+
+    # The game ------------------------------------------------------------------------------------
+
+    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        x, x_tf = batch["x"], batch["x_tf"]
+        unlabelled = x.new_full((len(x),), -1, dtype=torch.long)
+        y = unlabelled if self.config.labels == "none" else batch["y"]
+        alone = step.fraction < self.config.first_stage
+        with torch.no_grad():
+            k, _ = self.ema["C"](x_tf)
+        if alone or self.config.training == "joint":
+            yield self.guide(x, x_tf, k, y, alone, step)
+
+        if not alone:
+            ref = step.permutation("reference", len(x), like=x)
+            with torch.no_grad():
+                s, logits = self.C(x)  # C has moved
+            y = torch.where(y < 0, logits.argmax(1), y)
+            yield self.discriminate(x, x[ref], s[ref], y[ref])
+            yield self.generate(x, y, ref)
+        self.enqueue(k)
+
+    def guide(
+        self, x: Tensor, x_tf: Tensor, k: Tensor, y: Tensor, alone: bool, step: Step
+    ) -> Update:
+        w = self.config
+        s, logits = self.C(x)
+        L = {"style_C": w.lambda_style_c * self.contrast(s, k)}
+        if w.labels != "all":
+            _, logits_tf = self.C(x_tf)
+            with fp32(x):
+                p, p_tf = logits.softmax(1), logits_tf.softmax(1)
+                unlabelled = (y < 0)[:, None].to(p)  # (B, 1)
+                if w.labels == "none" or step.fraction >= w.labels_only:
+                    L["MI"] = -w.lambda_mi * losses.mutual_information(unlabelled * p, p_tf)
+                if w.labels == "some":
+                    L["CE"] = w.lambda_mi * (cross_entropy(logits, y) + cross_entropy(logits_tf, y))
+        loss = (1.0 if alone else w.joint) * torch.stack(list(L.values())).sum()
+        return Update("C", loss, {name: part.detach() for name, part in L.items()})
+
+    def discriminate(self, x: Tensor, x_ref: Tensor, s_ref: Tensor, y_ref: Tensor) -> Update:
+        G, D, w = self.G, self.D, self.config
+        with torch.no_grad():
+            x_fake = G.decoder(G.encoder(x), s_ref)
+        x_ref = x_ref.detach().requires_grad_()
+        with fp32(x):
+            real = D.forward(x_ref, y_ref)  # plain: what differentiates twice does not compile
+            L_gp = w.lambda_gp * 2 * losses.r1(real, x_ref)  # without the half of R1
+        L_real, L_fake = losses.hinge(real), losses.hinge(-D(x_fake, y_ref))
+        loss = w.lambda_adv * (L_real + L_fake) + L_gp
+        L = {"D_real": L_real, "D_fake": L_fake, "gp": L_gp}
+        return Update("D", loss, {name: part.detach() for name, part in L.items()})
+
+    def generate(self, x: Tensor, y: Tensor, ref: Tensor) -> Update:
+        G, D, w = self.G, self.D, self.config
+        joint = w.training == "joint"
+        C = self.C if joint else frozen(self.C)
+        s, _ = C(x)
+        c = G.encoder(x)
+        x_fake, x_rec = G.decoder(c, s[ref]), G.decoder(c, s)
+        s_fake, _ = C(x_fake)
+        with torch.no_grad():
+            k, _ = self.ema["C"](x[ref])
+
+        L = {
+            "adv_fake": -w.lambda_adv * D(x_fake, y[ref]).mean(),
+            "adv_rec": -w.lambda_adv * D(x_rec, y).mean(),
+            "rec": w.lambda_rec * l1(x_rec, x),
+            "style_G": w.lambda_style_g * self.contrast(s_fake, k),
+        }
+        self.C.remember(k, y[ref])
+        loss = torch.stack(list(L.values())).sum()
+        nets = "C G" if joint else "G"
+        return Update(nets, loss, {name: part.detach() for name, part in L.items()})
+
+    def contrast(self, s: Tensor, k: Tensor) -> Tensor:
+        """Styles (B, style_dim) against their keys, the queue being the negatives."""
+        held = torch.arange(len(self.queue), device=s.device) < self.queued
+        with fp32(s):
+            return losses.infonce(s, k, self.queue, held, self.config.temperature)
+
+    @torch.no_grad()
+    def enqueue(self, k: Tensor) -> None:
+        """Keys (B, style_dim) take the places of the oldest."""
+        k = k[-len(self.queue) :]
+        places = (self.queued + torch.arange(len(k), device=k.device)) % len(self.queue)
+        self.queue[places] = k.to(self.queue)
+        self.queued += len(k)
+
+    # The verbs -----------------------------------------------------------------------------------
+
+    def styles(self, source: int, target: int) -> frozenset[str]:
+        """A reference. Without one there is the mean style of the domain, which is a single one."""
+        return frozenset({"reference"})
+
+    def encode_content(self, x: Tensor, source: int) -> Tensor:
+        return self.G.encoder(x)
+
+    def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
+        return self.G.decoder(content, style)
+
+    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
+        """The mean style of the domain, `n` times: there is no prior to sample from."""
+        if not self.C.count[target]:
+            raise ConfigProblem(
+                f"No training image fell into domain {self.domains[target]}, so it has no mean "
+                "style: give a reference image or name another domain."
+            )
+        return self.C.mean[target].expand(n, -1)
+
+    def encode_style(self, reference: Tensor, target: int) -> Tensor:
+        """One style space serves all domains: `target` does not matter."""
+        return self.C(reference)[0]
+
+    def assign(self, x: Tensor) -> Tensor:
+        """Probabilities (B, K) of the domains of images `x`."""
+        return self.C(x)[1].softmax(1)
+
+    @property
+    def stride(self) -> int:
+        return self.G.stride
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean over the images that have a label; 0 where none has."""
+    return F.cross_entropy(logits, y, ignore_index=-1, reduction="sum") / (y >= 0).sum().clamp(
+        min=1
+    )
+
+
+def name_domains(config: Config, domains: tuple[str, ...]) -> tuple[str, ...]:
+    """K names: those given, of all pseudo-domains or of the labels, and numbers for the rest."""
+    K = config.clusters
+    if config.labels == "none":
+        return domains if len(domains) == K else tuple(f"domain_{i + 1}" for i in range(K))
+    if len(domains) > K:
+        raise ConfigProblem(
+            f"method.clusters: {K} is less than the {len(domains)} labels of the data: "
+            f"set method.clusters={len(domains)}."
+        )
+    return domains + tuple(f"domain_{i + 1}" for i in range(len(domains), K))

@@ -1,0 +1,190 @@
+"""How good a translation of the built-in scenes is, where every factor is known: two figures that cannot be gamed.
+
+Content kept: the IoU of the source's true mask with the mask read from the output by a segmenter that was trained on
+real scenes of the target domain, divided by that segmenter's IoU on real held-out scenes. Range [0, about 1], higher
+is better. An output without the object, or with it elsewhere, scores near 0.
+
+Styles covered: for each of a number of inputs, the outputs under many random styles; the factors of each are read by
+a regressor trained on real scenes. 1 - TV between the 8-bin histogram of what was read and that of the truth (uniform),
+mean over factors and inputs, divided by the same figure on equally large groups of real held-out scenes. Range
+[about 0.14, about 1], higher is better. It is taken per input: a model that lets the input choose the style scores as
+one that has one style.
+
+Floors that stand beside them: the untranslated input (identity), an untrained network, one style repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unpaired.config import Run
+from unpaired.data.scenes import STYLES, Scenes
+from unpaired.errors import ConfigProblem
+from unpaired.method import Method
+from unpaired.translator import Translator, random_styles
+
+BINS, READER_SCENES, HELD_OUT = 8, 3000, 500
+INPUTS, STYLES_EACH = 40, 64
+
+
+class Reader(nn.Module):
+    """Reads the object's mask and the style factors from an image of one domain."""
+
+    def __init__(self, factors: int, width: int = 32) -> None:
+        super().__init__()
+        w = width
+        self.fine = nn.Sequential(block(3, w), block(w, w))
+        self.middle = block(w, 2 * w, stride=2)
+        self.coarse = nn.Sequential(block(2 * w, 2 * w, stride=2), block(2 * w, 2 * w))
+        self.join_middle, self.join_fine = block(4 * w, w), block(2 * w, w)
+        self.mask = nn.Conv2d(w, 1, 1)
+        self.factors = nn.Sequential(nn.Linear(10 * w, 2 * w), nn.ReLU(), nn.Linear(2 * w, factors))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> mask logits (B, 1, H, W), factors (B, n) about in [0, 1]."""
+        fine = self.fine(x)
+        middle = self.middle(fine)
+        coarse = self.coarse(middle)
+        means = [m.mean((2, 3)) for m in (fine, middle, coarse)]
+        spreads = [m.amax((2, 3)) for m in (fine, middle, coarse)]
+        h = self.join_middle(torch.cat([F.interpolate(coarse, size=middle.shape[2:]), middle], 1))
+        h = self.join_fine(torch.cat([F.interpolate(h, size=fine.shape[2:]), fine], 1))
+        return self.mask(h), self.factors(torch.cat(means + spreads, 1))
+
+
+def block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+def real(domain: str, size: tuple[int, int], split: str, count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Images in [-1, 1], masks (N, 1, H, W), factors (N, n) of real scenes."""
+    scenes = [s for s in Scenes(domain, size, split, seed, count)]
+    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    masks = torch.from_numpy(np.stack([s.mask for s in scenes]))[:, None].float()
+    factors = torch.tensor([[s.style[name] for name in STYLES[domain]] for s in scenes])
+    return images.contiguous(memory_format=torch.channels_last), masks, factors
+
+
+def train_reader(domain: str, size: tuple[int, int], epochs: int = 12, batch: int = 50) -> Reader:
+    """A reader of `domain`, trained on scenes that no run of seed below 1,000 sees."""
+    x, masks, factors = real(domain, size, "train", READER_SCENES, seed=1000)
+    torch.manual_seed(0)
+    reader = Reader(factors.shape[1]).to(memory_format=torch.channels_last)
+    steps = epochs * READER_SCENES // batch
+    optimizer = torch.optim.Adam(reader.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for step in range(steps):
+        at = step * batch % READER_SCENES
+        if at == 0:
+            order = torch.randperm(READER_SCENES)
+        i = order[at : at + batch]
+        logits, read = reader(x[i])
+        loss = F.binary_cross_entropy_with_logits(logits, masks[i]) + 10 * F.mse_loss(read, factors[i])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return reader.eval()
+
+
+@torch.inference_mode()
+def read(reader: Reader, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (N, 1, H, W) bool and factors (N, n) of images."""
+    parts = [reader(part) for part in x.split(200)]
+    return torch.cat([m for m, _ in parts]) > 0, torch.cat([f for _, f in parts])
+
+
+def iou(a: Tensor, b: Tensor) -> float:
+    """Mean intersection over union of boolean masks (N, 1, H, W)."""
+    both, either = (a & b).sum((1, 2, 3)), (a | b).sum((1, 2, 3))
+    return float((both / either.clamp(min=1)).mean())
+
+
+def coverage(factors: Tensor) -> float:
+    """1 - TV of the 8-bin histograms of factors (groups, n in a group, factors) to the uniform, mean over all."""
+    bins = (factors.clamp(0, 1 - 1e-6) * BINS).long()
+    shares = F.one_hot(bins, BINS).float().mean(1)  # (groups, factors, BINS)
+    return float((1 - 0.5 * (shares - 1 / BINS).abs().sum(-1)).mean())
+
+
+Translate = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class Direction:
+    """The figures of one direction; reads with readers that are trained once."""
+
+    def __init__(self, source: str, target: str, size: tuple[int, int], reader: Reader, seed: int) -> None:
+        self.reader = reader
+        self.x, masks, _ = real(source, size, "test", HELD_OUT, seed)
+        self.masks = masks > 0.5
+        x, masks, factors = real(target, size, "test", INPUTS * STYLES_EACH, seed)
+        read_masks, read_factors = read(reader, x)
+        self.own_iou = iou(read_masks[:HELD_OUT], masks[:HELD_OUT] > 0.5)
+        self.own_coverage = coverage(read_factors.view(INPUTS, STYLES_EACH, -1))
+        self.error = float((read_factors - factors).abs().mean())
+
+    def figures(self, one_each: Tensor, many: Tensor) -> dict[str, float]:
+        """`one_each`: a translation of each held-out input; `many` (INPUTS * STYLES_EACH, ...): of the first inputs."""
+        masks, _ = read(self.reader, one_each)
+        _, factors = read(self.reader, many)
+        return {
+            "content kept": round(iou(masks, self.masks) / self.own_iou, 4),
+            "styles covered": round(coverage(factors.view(INPUTS, STYLES_EACH, -1)) / self.own_coverage, 4),
+        }
+
+
+@torch.inference_mode()
+def translated(method: Method, x: Tensor, source: int, target: int, styles: Tensor | None) -> Tensor:
+    """Translations of images (N, ...) under styles (N, ...)."""
+    none = [None] * len(x.split(100))
+    parts = zip(x.split(100), styles.split(100) if styles is not None else none, strict=True)
+    return torch.cat([method.translate(part, source, target, s) for part, s in parts])
+
+
+def evaluate(translator: Translator, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Both figures in both directions beside their floors, for a model that was trained on two domains of scenes."""
+    run, method = translator.run, translator.method
+    check(run, translator.domains)
+    untrained = untrained_network(run, translator.domains)
+    rows: dict[str, Any] = {}
+    for target, to in enumerate(translator.domains):
+        source = 1 - target
+        name = f"{translator.domains[source]} to {to}"
+        reader = train_reader(to, run.data.hw)
+        d = Direction(translator.domains[source], to, run.data.hw, reader, run.train.seed)
+        inputs = d.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)
+
+        def figures(network: Method, one_style: bool, d: Direction = d, source: int = source, target: int = target, inputs: Tensor = inputs) -> dict[str, float]:
+            if "latent" in network.styles(source, target):
+                s = random_styles(network, len(inputs), target, 1)
+                s = s[:1].expand_as(s) if one_style else s
+                one, many = s[: len(d.x)], s
+            else:
+                one = many = None
+            return d.figures(translated(network, d.x, source, target, one), translated(network, inputs, source, target, many))
+
+        rows[name] = {
+            "model": figures(method, False),
+            "identity": d.figures(d.x, inputs),
+            "untrained": figures(untrained, False),
+            "one style": figures(method, True),
+            "reader": {"IoU": round(d.own_iou, 4), "coverage": round(d.own_coverage, 4), "mean error": round(d.error, 4)},
+        }
+        for row, values in rows[name].items():
+            say(f"{name:>22}  {row:>10}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+    return rows
+
+
+def untrained_network(run: Run, domains: Sequence[str]) -> Method:
+    return run.build(tuple(domains)).eval()
+
+
+def check(run: Run, domains: Sequence[str]) -> None:
+    if run.data.root != "scenes" or len(domains) != 2:
+        raise ConfigProblem("These figures need a model of two domains of the built-in scenes: train with data.root=scenes.")
