@@ -7,7 +7,7 @@ from test_parity import GivenStep, float64, play  # noqa: F401
 
 from unpaired import losses, official
 from unpaired.method import Shape
-from unpaired.methods import cyclegan, pix2pix, unit
+from unpaired.methods import bicyclegan, cyclegan, pix2pix, unit
 from unpaired.networks.unet import UNet
 
 
@@ -353,3 +353,93 @@ class TestPix2Pix(Parity):
         self.same_shapes(m.D, self.names["D"], rows)
         count = sum(p.numel() for p in seven.parameters())
         assert count == full["unet_128_64"]["parameter_count"]
+
+
+class TestBicycleGAN(Parity):
+    data = golden.load("bicyclegan")
+    official_name = {"G": "G", "E": "E", "D_vae": "D", "D_lr": "D2"}
+    names = {
+        "G": official.bicyclegan_unet(levels=7),
+        "E": official.bicyclegan_encoder(blocks=3),
+        "D_vae": official.bicyclegan_discriminator(layers=2),
+        "D_lr": official.bicyclegan_discriminator(layers=2),
+    }
+    letters = {"eps": "eps_of_encoder", "z": "z_random"}
+    losses = {
+        "adv_vae": ("G_GAN", 1),
+        "adv_lr": ("G_GAN2", 1),
+        "L1": ("G_L1", 1),
+        "kl": ("kl", 1),
+        "latent": ("z_L1", 1),
+        "D_vae": ("D", 1),
+        "D_lr": ("D2", 1),
+    }
+    variants = [("", {}), ("conditional_discriminators", {"conditional": True})]
+    sizes = dict(dim=8, levels=7, e_dim=8, e_blocks=3, d_dim=8, d_layers=2)
+
+    def network(self, ours):
+        conditional = self.conditional and ours.startswith("D_")
+        networks = self.data["networks_conditional" if conditional else "networks"]
+        return networks[self.official_name[ours]]
+
+    def method(self, conditional=False):
+        self.conditional = conditional
+        config = bicyclegan.Config(**self.sizes, conditional=conditional)
+        return self.fill(bicyclegan.BicycleGAN(config, ("a", "b"), Shape(128, 128)))
+
+    def batch(self, index):
+        return {"x_1": self.given(f"A.{index}"), "x_2": self.given(f"B.{index}")}
+
+    def test_forward(self):
+        m, forward = self.method(), self.data["forward"]
+        A, B = (x[:2] for x in self.batch(0).values())
+        E, z = m.E, self.given("z_random.0")
+        h = E.blocks(E.conv(B))
+        outputs = {
+            "G_of_A.0_first_half_and_z_random.0": m.translate(A, 0, 1, z),
+            "E_mu_of_B.0_first_half": m.encode_style(B, 1),
+            "E_logvar_of_B.0_first_half": E(B)[1],
+            "E.conv.0_of_B.0_first_half": E.conv(B),
+            "E.conv.1_of_B.0_first_half": E.blocks[0](E.conv(B)),
+            "E.conv.3_of_B.0_first_half": h,
+            "D_of_B.0.scale_0": m.D_vae(self.batch(0)["x_2"])[0],
+            "D_of_B.0.scale_1": m.D_vae(self.batch(0)["x_2"])[1],
+        }
+        for name, out in outputs.items():
+            golden.same(out, forward[name])
+
+    @pytest.mark.parametrize("variant, changes", variants)
+    def test_losses_and_gradients(self, variant, changes):
+        m, data = self.method(**changes), self.data[variant] if variant else self.data
+        expected = data["at_initial_weights"]
+        total = 0
+        for update, nets in play(m, self.batch(0), self.step(0)):
+            self.same_losses(update, expected["losses"])
+            self.same_gradients(nets, expected["gradients"])
+            total += update.loss.item()
+        parts = ("G_total_without_z_L1", "z_L1", "D", "D2")
+        assert total == pytest.approx(sum(expected["losses"][p] for p in parts), rel=1e-9)
+
+    @pytest.mark.parametrize("variant, changes", variants)
+    def test_training(self, variant, changes):
+        m, data = self.method(**changes), self.data[variant] if variant else self.data
+        self.train(m, data["training"], adam(m, self.official_name))
+
+    def test_parameter_counts(self):
+        full = self.data["full_size"]
+        with torch.device("meta"):
+            m = bicyclegan.BicycleGAN(bicyclegan.Config(), ("a", "b"), Shape(256, 256))
+        names = official.bicyclegan_unet(levels=8)
+        self.same_shapes(m.G, names, full["G_unet_256_64_nz_8"]["parameters"])
+        names = official.bicyclegan_encoder(blocks=4)
+        self.same_shapes(m.E, names, full["E_resnet_256_64_nz_8"]["parameters"])
+        names = official.bicyclegan_discriminator(layers=3)
+        rows = full["D_basic_256_multi_64_two_scales"]["parameters"]
+        self.same_shapes(m.D_lr, names, rows)
+
+    def test_adversarial(self):
+        row = self.data["units"]["adversarial_two_scales"]
+        scores = [golden.given(self.data, label) for label in row["predictions"]]
+        assert losses.lsgan_g(scores).item() == pytest.approx(row["target_real"], rel=1e-12)
+        both = row["target_real"] + row["target_fake"]
+        assert losses.lsgan_d(scores, scores).item() == pytest.approx(both, rel=1e-12)
