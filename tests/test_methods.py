@@ -1,0 +1,144 @@
+"""Properties that every method has: one suite over the folder of methods."""
+
+import pytest
+import tiny
+import torch
+from lightning_fabric import Fabric
+
+from unpaired.config import resolve
+from unpaired.errors import ConfigProblem
+from unpaired.registry import find_method, method_names
+from unpaired.train import build_optimizers, train_step
+
+METHODS = method_names()
+
+
+@pytest.fixture(scope="module")
+def fabric():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    return fabric
+
+
+def directions(method):
+    """Every (source, target) that the method translates."""
+    n = len(method.domains)
+    for source in range(n):
+        for target in range(n):
+            if source != target or n == 1:
+                try:
+                    method.styles(source, target)
+                except ConfigProblem:
+                    continue
+                yield source, target
+
+
+def style(method, ways, target, n):
+    if "latent" in ways:
+        return method.sample_style(n, target, torch.Generator().manual_seed(0))
+    if "reference" in ways:
+        return method.encode_style(tiny.batch("two_domains", n, seed=9)["x_1"], target)
+    return None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_reach_exactly_the_named_networks(name):
+    method, _ = tiny.build(name)
+    nets = {n for n, net in method.named_children() if n != "ema" and any(True for _ in net.parameters())}
+    moved = set()
+    for update in method.updates(tiny.batch(method.layout), tiny.step()):
+        named = update.nets.split()
+        assert set(named) <= nets
+        moved |= set(named)
+        params = [p for n in named for p in method.get_submodule(n).parameters() if p.requires_grad]
+        update.loss.backward(inputs=params)
+        for net in named:
+            gradients = [p.grad for p in method.get_submodule(net).parameters()]
+            assert any(g is not None and g.abs().sum() > 0 for g in gradients), net
+        assert all(torch.isfinite(part).all() for part in update.log.values())
+        method.zero_grad()
+    assert moved == nets
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_moves_every_network_and_the_averages_follow(name, fabric):
+    method, config = tiny.build(name)
+    before = {k: v.clone() for k, v in method.named_parameters()}
+    optimizers = build_optimizers(method, config)
+    clips = dict.fromkeys(optimizers)
+    log = train_step(fabric, method, optimizers, [tiny.batch(method.layout)], [tiny.step()], clips)
+    method.update_averages(0.5)
+    after = dict(method.named_parameters())
+    for net in optimizers:
+        assert any(not torch.equal(after[k], before[k]) for k in after if k.startswith(f"{net}.")), net
+    for net in method.averaged.split():
+        for k in (k for k in after if k.startswith(f"{net}.")):
+            torch.testing.assert_close(after[f"ema.{k}"], (before[f"ema.{k}"] + after[k]) / 2)
+    assert log
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_translates_every_way_it_offers(name):
+    method, _ = tiny.build(name)
+    method = method.translator()
+    x = tiny.batch("two_domains", 2)["x_1"]
+    ways = list(directions(method))
+    assert ways
+    for source, target in ways:
+        s = style(method, method.styles(source, target), target, 2)
+        with torch.no_grad():
+            y = method.translate(x, source, target, s)
+            assert y.shape == x.shape
+            assert torch.equal(y, method.translate(x, source, target, s))  # same style, same image
+            content = method.encode_content(x, source)
+            assert torch.equal(y, method.decode(content, s, target))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_accumulation_equals_the_whole_batch_or_is_refused(name, fabric):
+    torch.set_default_dtype(torch.float64)
+    method, config = tiny.build(name)
+    if not method.accumulates:
+        pytest.skip(f"{name} refuses it: test_train.py holds the sentence")
+    whole = tiny.batch(method.layout)
+    whole = {k: v.double() if v.is_floating_point() else v for k, v in whole.items()}
+    results = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        method, _ = tiny.build(name)
+        optimizers = build_optimizers(method, config)
+        micro = [{k: v[m::parts] for k, v in whole.items()} for m in range(parts)]
+        steps = [Shared(0, 10, microbatch=m, parts=parts) for m in range(parts)]
+        train_step(fabric, method, optimizers, micro, steps, dict.fromkeys(optimizers))
+        results.append(dict(method.named_parameters()))
+    for k, v in results[0].items():
+        torch.testing.assert_close(v, results[1][k], rtol=0, atol=1e-6, msg=k)  # Adam divides rounding by itself
+
+
+class Shared(tiny.Step):
+    """Microbatches that see the draws of the whole batch."""
+
+    def __init__(self, *args, parts, **kw):
+        super().__init__(*args, **kw)
+        object.__setattr__(self, "parts", parts)
+
+    def draw(self, name, kind, shape):
+        whole = tiny.Step(self.index, self.total).draw(name, kind, (shape[0] * self.parts, *shape[1:]))
+        return whole[self.microbatch :: self.parts]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_config_round_trip(name):
+    for preset in find_method(name).presets:
+        config = resolve({"method": {"name": name}, "preset": preset})
+        assert resolve(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_card_and_docstring(name):
+    method = find_method(name)
+    assert {"title", "authors", "venue", "year", "url"} <= set(method.card)
+    text = __import__(method.__module__, fromlist=["_"]).__doc__
+    assert method.card["title"] in " ".join(text.split())
+    assert "Differences from the official code" in " ".join(text.split()) or "no official code" in text.lower()
+    assert {"paper", "small"} <= set(method.presets)
