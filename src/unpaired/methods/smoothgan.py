@@ -1,25 +1,29 @@
-"""SmoothGAN: Smoothing the Disentangled Latent Style Space for Unsupervised Image-to-Image Translation.
+"""SmoothGAN: Smoothing the Disentangled Latent Style Space for Unsupervised Image-to-Image
+Translation.
 
-Yahui Liu, Enver Sangineto, Yajing Chen, Linchao Bao, Haoxian Zhang, Nicu Sebe, Bruno Lepri, Wei Wang, Marco De Nadai.
-CVPR 2021. https://arxiv.org/abs/2106.09016
+Yahui Liu, Enver Sangineto, Yajing Chen, Linchao Bao, Haoxian Zhang, Nicu Sebe, Bruno Lepri, Wei
+Wang, Marco De Nadai. CVPR 2021. https://arxiv.org/abs/2106.09016
 
-StarGAN v2's networks and game (see `stargan_v2.py`), with three more terms when G moves. They draw the styles of all
-domains together, so that the way between two of them passes through images that look real. For an image x of domain y,
-styles s, s' of the target domain y~ and a style s_y of its own domain,
+StarGAN v2's networks and game (see `stargan_v2.py`), with three more terms when G moves. They
+draw the styles of all domains together, so that the way between two of them passes through images
+that look real. For an image x of domain y, styles s, s' of the target domain y~ and a style s_y
+of its own,
 
     min over G, F, E, max over D of   L_adv + lambda_sty L_sty - lambda_ds L_ds + lambda_cyc L_cyc
                                       + lambda_tri L_tri + lambda_kl L_kl [+ lambda_lpips L_lpips]
 
-    L_tri   = E max(|s - s'| - |s - s_y| + margin, 0)   where y~ != y: compact within a domain, apart across domains
-    L_kl    = E s^2 + E E(x, y)^2                       compactness: a Gaussian prior on all styles
-    L_lpips = E LPIPS(x, G(x, s))                       content is kept
+    L_tri   = E max(|s - s'| - |s - s_y| + margin, 0)    where y~ != y: domains keep apart
+    L_kl    = E s^2 + E E(x, y)^2                        compactness: a Gaussian prior on all styles
+    L_lpips = E LPIPS(x, G(x, s))                        content is kept
 
-s_y = F(z, y), with the noise of s, when styles come from noise, E(x, y) when they come from references. lambda_kl is 0
-for the first 40% of the run and then rises to its full weight at the end.
+s_y = F(z, y), with the noise of s, when styles come from noise, E(x, y) when they come from
+references. lambda_kl is 0 for the first 40% of the run, then rises to its full weight at the end.
 
-Differences from the official code: those of `stargan_v2.py`; lambda_kl rises over fractions of the run (theirs: from
-step 40,000 of 100,000); a batch without any y~ != y gives L_tri = 0 (theirs: not a number); LPIPS stands on SqueezeNet.
-Losses, gradients and updates agree with it to rounding (`tests/test_parity_stargan.py`).
+Differences from the official code: those of `stargan_v2.py`; lambda_kl rises over fractions of
+the run (theirs: from step 40,000 of 100,000); a batch where no sample changes its domain gives
+L_tri = 0. The default leaves L_lpips out, as theirs does; here LPIPS stands on SqueezeNet. Losses,
+gradients and updates agree with it to rounding (`tests/test_parity_stargan.py`), L_lpips with a
+stand-in.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,13 +70,9 @@ class Config(MethodConfig):
     latent_dim: int = Field(16, ge=1)
     style_dim: int = Field(64, ge=1)
     mlp_dim: int = Field(512, ge=1)
-    width: int = Field(
-        2**14, ge=512
-    )  # channels at full size times the side: 64 at 256 px, doubling inwards ...
-    max_dim: int = Field(512, ge=1)  # ... up to this
-    lpips: tuple[
-        Path, ...
-    ] = ()  # safetensors files with SqueezeNet 1.1 (`features.*`) and LPIPS's heads (`lin*`)
+    width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
+    max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
+    lpips: tuple[Path, ...] = ()  # safetensors: SqueezeNet 1.1 (`features.*`), LPIPS heads (`lin*`)
 
 
 class SmoothGAN(Method):
@@ -79,7 +81,8 @@ class SmoothGAN(Method):
     averaged = "G F E"
     accumulates = False  # L_tri is a mean over those samples of the batch that change their domain
     card = {
-        "title": "Smoothing the Disentangled Latent Style Space for Unsupervised Image-to-Image Translation",
+        "title": "Smoothing the Disentangled Latent Style Space for Unsupervised Image-to-Image "
+        "Translation",
         "authors": "Liu, Sangineto, Chen, Bao, Zhang, Sebe, Lepri, Wang, De Nadai",
         "venue": "CVPR",
         "year": 2021,
@@ -123,7 +126,7 @@ class SmoothGAN(Method):
         self.D = Discriminator(channels, whole, K)
         self.lpips = load_lpips(config.lpips) if config.lambda_lpips else None
 
-    # The game --------------------------------------------------------------------------------------------------------
+    # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
@@ -133,50 +136,37 @@ class SmoothGAN(Method):
 
         with torch.no_grad():
             c, s = self.G.encoder(x), self.F(z, target)
-        yield self.discriminate("latent", x, y, c, s, target)
+        yield self.discriminate("latent", batch, c, s)
         with torch.no_grad():
             s = self.E(x_ref, target)
-        yield self.discriminate(
-            "reference", x, y, c, s, target
-        )  # G has not moved: the same content
+        yield self.discriminate("reference", batch, c, s)  # G has not moved, so neither has c
 
         s, s_2, s_y = self.F(z, target), self.F(z_2, target), self.F(z, y)
-        yield self.generate("latent", "G F E", x, y, s, s_2, s_y, target, step)
+        yield self.generate("latent", "G F E", batch, s, s_2, s_y, step)
         with torch.no_grad():
             s, s_2, s_y = self.E(x_ref, target), self.E(x_ref2, target), self.E(x, y)
-        yield self.generate("reference", "G", x, y, s, s_2, s_y, target, step)
+        yield self.generate("reference", "G", batch, s, s_2, s_y, step)
 
-    def discriminate(
-        self, by: str, x: Tensor, y: Tensor, c: Tensor, s: Tensor, target: Tensor
-    ) -> Update:
+    def discriminate(self, by: str, batch: Batch, c: Tensor, s: Tensor) -> Update:
         with torch.no_grad():
             x_fake = self.G.decoder(c, s)
-        x = x.detach().requires_grad_()
+        x = batch["x_src"].detach().requires_grad_()
         with fp32(x):
-            real = self.D.forward(x, y)  # plain: what differentiates twice does not compile
+            real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
             L_reg = self.config.lambda_reg * losses.r1(real, x)
-        L_adv = losses.nsgan_d([real], [self.D(x_fake, target)])
+        L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])
         return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
 
     def generate(
-        self,
-        by: str,
-        nets: str,
-        x: Tensor,
-        y: Tensor,
-        s: Tensor,
-        s_2: Tensor,
-        s_y: Tensor,
-        target: Tensor,
-        step: Step,
+        self, by: str, nets: str, batch: Batch, s: Tensor, s_2: Tensor, s_y: Tensor, step: Step
     ) -> Update:
         G, E, D, w = self.G, self.E, self.D, self.config
+        x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
         lambda_ds = w.lambda_ds * (1 - step.fraction)
-        c = G.encoder(x)
+        c, own = G.encoder(x), E(x, y)
         x_fake = G.decoder(c, s)
         with torch.no_grad():
             x_fake_2 = G.decoder(c, s_2)
-        own = E(x, y)
 
         L = {
             "adv": losses.nsgan_g([D(x_fake, target)]),
@@ -195,7 +185,7 @@ class SmoothGAN(Method):
         """0 until `RISE` of the run, then straight up to the full weight."""
         return self.config.lambda_kl * max(0.0, (step.fraction - RISE) / (1 - RISE))
 
-    # The verbs -------------------------------------------------------------------------------------------------------
+    # The verbs -----------------------------------------------------------------------------------
 
     def styles(self, source: int, target: int) -> frozenset[str]:
         return frozenset({"latent", "reference"})
@@ -208,9 +198,8 @@ class SmoothGAN(Method):
         return self.G.decoder(content, style)
 
     def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.config.latent_dim, generator=generator).to(
-            next(self.F.parameters())
-        )
+        z = torch.randn(n, self.config.latent_dim, generator=generator)
+        z = z.to(next(self.F.parameters()))
         return self.F(z, torch.full((n,), target, device=z.device))
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor:
@@ -225,16 +214,16 @@ class SmoothGAN(Method):
 def triplet(
     anchor: Tensor, positive: Tensor, negative: Tensor, chosen: Tensor, margin: float
 ) -> Tensor:
-    """max(|a - p| - |a - n| + margin, 0), mean over the `chosen` samples; 0 where there is none. Styles (B, style_dim)."""
+    """max(|a - p| - |a - n| + margin, 0), mean over the `chosen` samples; 0 where there is none."""
     each = F.triplet_margin_loss(anchor, positive, negative, margin, reduction="none")  # (B,)
     return (each * chosen).sum() / chosen.sum().clamp(min=1)
 
 
-# LPIPS ---------------------------------------------------------------------------------------------------------------
+# LPIPS -------------------------------------------------------------------------------------------
 
 
 class Fire(nn.Module):
-    """SqueezeNet's block: a 1x1 convolution that squeezes, a 1x1 and a 3x3 that expand, side by side."""
+    """SqueezeNet's block: a 1x1 convolution squeezes, a 1x1 and a 3x3 expand side by side."""
 
     def __init__(self, c_in: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -248,10 +237,11 @@ class Fire(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance of images (B, 3, H, W) in [-1, 1], mean over the batch (Zhang et al., CVPR 2018).
+    """Learned perceptual distance of images (B, 3, H, W) in [-1, 1], mean over the batch.
 
-    At seven depths of SqueezeNet 1.1 (Iandola et al., 2016) the features are scaled to length 1 over their channels;
-    their squared difference is weighted by channel, averaged over positions and summed over depths.
+    At seven depths of SqueezeNet 1.1 (Iandola et al., 2016) the features are scaled to length 1
+    over their channels; their squared difference is weighted by channel, averaged over positions
+    and summed over depths (Zhang et al., CVPR 2018).
     """
 
     taps = (1, 4, 7, 9, 10, 11, 12)
@@ -260,24 +250,18 @@ class LPIPS(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-
-        def pool() -> nn.Module:
-            return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
+        pool = [nn.MaxPool2d(3, stride=2, ceil_mode=True) for _ in range(3)]
         self.features = nn.Sequential(
-            *(nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool()),
-            *(Fire(64, 16, 64), Fire(128, 16, 64), pool()),
-            *(Fire(128, 32, 128), Fire(256, 32, 128), pool()),
+            *(nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool[0]),
+            *(Fire(64, 16, 64), Fire(128, 16, 64), pool[1]),
+            *(Fire(128, 32, 128), Fire(256, 32, 128), pool[2]),
             *(Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
         )
         depths = (64, 128, 256, 384, 384, 512, 512)
         self.heads = nn.ModuleList(nn.Conv2d(c, 1, 1, bias=False) for c in depths)
-        dtype = torch.get_default_dtype()
-        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=dtype).view(3, 1, 1), persistent=False
-        )
-        self.register_buffer("std", torch.tensor(std, dtype=dtype).view(3, 1, 1), persistent=False)
+        colours = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+        self.register_buffer("mean", colours[0], persistent=False)
+        self.register_buffer("std", colours[1], persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = (((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std for image in (x, y))
@@ -291,29 +275,30 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(paths: tuple[Path, ...]) -> nn.Module:
-    """LPIPS from safetensors files that together hold the trunk and the heads, under their published names."""
-    from unpaired.checkpoint import load_model
-
+    """LPIPS from safetensors files with its trunk and its heads under their published names."""
     if not paths:
         raise ConfigProblem(
-            "method.lambda_lpips needs weights: set method.lpips to the files of SqueezeNet 1.1 (`features.*`) and of "
-            "LPIPS's heads (`lin*`), as [trunk.safetensors, heads.safetensors], or set method.lambda_lpips=0."
+            "method.lambda_lpips needs weights: set method.lpips to the safetensors files of "
+            "SqueezeNet 1.1 and of LPIPS's heads for it, or set method.lambda_lpips=0."
         )
-    given = {name: tensor for path in paths for name, tensor in load_model(path)[0].items()}
+    given: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            given |= load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ConfigProblem(
+                f"method.lpips: {path} cannot be read as safetensors ({error}): correct the path."
+            ) from None
     net = LPIPS()
     published = {
         name: f"lin{name.split('.')[1]}.model.1.weight" if name.startswith("heads") else name
         for name in net.state_dict()
     }
-    wrong = [
-        n
-        for n, p in net.state_dict().items()
-        if getattr(given.get(published[n]), "shape", None) != p.shape
-    ]
-    if wrong:
-        raise ConfigProblem(
-            f"method.lpips: {published[wrong[0]]} is missing or of another shape in {', '.join(map(str, paths))}: give "
-            "the files of SqueezeNet 1.1 and of LPIPS's heads for it."
-        )
+    for ours, p in net.state_dict().items():
+        if published[ours] not in given or given[published[ours]].shape != p.shape:
+            raise ConfigProblem(
+                f"method.lpips: {published[ours]} of shape {tuple(p.shape)} is not in the files: "
+                "name one that holds SqueezeNet 1.1 and one that holds LPIPS's heads for it."
+            )
     net.load_state_dict({ours: given[theirs] for ours, theirs in published.items()})
     return fixed(net)

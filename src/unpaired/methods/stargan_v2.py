@@ -2,23 +2,26 @@
 
 Yunjey Choi, Youngjung Uh, Jaejun Yoo, Jung-Woo Ha. CVPR 2020. https://arxiv.org/abs/1912.01865
 
-One generator for all ordered pairs of domains. A style s of domain y~ comes from noise, s = F(z, y~), or from a reference
-image, s = E(x_ref, y~). For an image x of domain y the objective is (eq. 5), for both kinds of style in turn,
+One generator for all ordered pairs of domains. A style s of domain y~ comes from noise,
+s = F(z, y~), or from a reference image, s = E(x_ref, y~). For an image x of domain y the objective
+is (eq. 5), for both kinds of style in turn,
 
     min over G, F, E, max over D of   L_adv + lambda_sty L_sty - lambda_ds L_ds + lambda_cyc L_cyc
 
-    L_adv = E log D(x, y) + E log(1 - D(G(x, s), y~))      non-saturating for G, R1 at x for D        (1)
-    L_sty = E |s - E(G(x, s), y~)|                         style reconstruction                       (2)
-    L_ds  = E |G(x, s) - G(x, s')|                         diversity, lambda_ds falls to 0            (3)
-    L_cyc = E |G(G(x, s), E(x, y)) - x|                    cycle, with the style of x itself          (4)
+    L_adv = E log D(x, y) + E log(1 - D(G(x, s), y~))    non-saturating for G, R1 at x for D  (1)
+    L_sty = E |s - E(G(x, s), y~)|                       style reconstruction                 (2)
+    L_ds  = E |G(x, s) - G(x, s')|                       diversity, lambda_ds falls to 0      (3)
+    L_cyc = E |G(G(x, s), E(x, y)) - x|                  cycle, with the style of x itself    (4)
 
-A step makes four moves: D against styles from noise, D against styles of references; G, F and E with styles from noise;
-G alone with styles of references. That E does not move in the last is deliberate: it hurt. G(x, s') is held fixed.
+A step makes four moves: D against styles from noise, D against styles of references; G, F and E
+with styles from noise; G alone with styles of references. That E does not move in the last is
+deliberate: the authors report worse results where it does. G(x, s') is held fixed.
 
-Differences from the official code: the high-pass skip for faces (w_hpf = 1) is left out, as it needs the weights of a
-foreign landmark network: w_hpf = 0 for all data. The averages start from the initialised networks (theirs: from another
-initialisation). lambda_ds falls to 0 over the run, whatever its length (theirs: over 100,000 steps, the length of the
-run). Every crop is of `data.zoom` (theirs: half of the images whole, half cropped to 80% to 100% of the area). Losses,
+Differences from the official code: the high-pass skip for faces (w_hpf = 1) is left out, as it
+needs the weights of a foreign landmark network: w_hpf = 0 for all data. The averages start from
+the initialised networks (theirs: from another initialisation). lambda_ds falls to 0 over the run,
+whatever its length (theirs: over 100,000 steps, the length of the run). Every crop is of
+`data.zoom` (theirs: half of the images whole, half cropped to 80% to 100% of the area). Losses,
 gradients and updates agree with it to rounding (`tests/test_parity_stargan.py`).
 """
 
@@ -54,10 +57,8 @@ class Config(MethodConfig):
     latent_dim: int = Field(16, ge=1)
     style_dim: int = Field(64, ge=1)
     mlp_dim: int = Field(512, ge=1)
-    width: int = Field(
-        2**14, ge=512
-    )  # channels at full size times the side: 64 at 256 px, doubling inwards ...
-    max_dim: int = Field(512, ge=1)  # ... up to this
+    width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
+    max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
 
 
 class StarGANv2(Method):
@@ -108,53 +109,41 @@ class StarGANv2(Method):
         self.E = StyleEncoder(channels, whole, config.style_dim, K)
         self.D = Discriminator(channels, whole, K)
 
-    # The game --------------------------------------------------------------------------------------------------------
+    # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
-        x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
-        x_ref, x_ref2 = batch["x_ref"], batch["x_ref2"]
+        x, target = batch["x_src"], batch["y_ref"]
         shape = (x.shape[0], self.config.latent_dim)
         z, z_2 = step.normal("z_trg", *shape, like=x), step.normal("z_trg2", *shape, like=x)
 
         with torch.no_grad():
             c, s = self.G.encoder(x), self.F(z, target)
-        yield self.discriminate("latent", x, y, c, s, target)
+        yield self.discriminate("latent", batch, c, s)
         with torch.no_grad():
-            s = self.E(x_ref, target)
-        yield self.discriminate(
-            "reference", x, y, c, s, target
-        )  # G has not moved: the same content
+            s = self.E(batch["x_ref"], target)
+        yield self.discriminate("reference", batch, c, s)  # G has not moved, so neither has c
 
         s, s_2 = self.F(z, target), self.F(z_2, target)
-        yield self.generate("latent", "G F E", x, y, s, s_2, target, step)
+        yield self.generate("latent", "G F E", batch, s, s_2, step)
         with torch.no_grad():
-            s, s_2 = self.E(x_ref, target), self.E(x_ref2, target)
-        yield self.generate("reference", "G", x, y, s, s_2, target, step)
+            s, s_2 = self.E(batch["x_ref"], target), self.E(batch["x_ref2"], target)
+        yield self.generate("reference", "G", batch, s, s_2, step)
 
-    def discriminate(
-        self, by: str, x: Tensor, y: Tensor, c: Tensor, s: Tensor, target: Tensor
-    ) -> Update:
+    def discriminate(self, by: str, batch: Batch, c: Tensor, s: Tensor) -> Update:
         with torch.no_grad():
             x_fake = self.G.decoder(c, s)
-        x = x.detach().requires_grad_()
+        x = batch["x_src"].detach().requires_grad_()
         with fp32(x):
-            real = self.D.forward(x, y)  # plain: what differentiates twice does not compile
+            real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
             L_reg = self.config.lambda_reg * losses.r1(real, x)
-        L_adv = losses.nsgan_d([real], [self.D(x_fake, target)])  # (1)
+        L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])  # (1)
         return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
 
     def generate(
-        self,
-        by: str,
-        nets: str,
-        x: Tensor,
-        y: Tensor,
-        s: Tensor,
-        s_2: Tensor,
-        target: Tensor,
-        step: Step,
+        self, by: str, nets: str, batch: Batch, s: Tensor, s_2: Tensor, step: Step
     ) -> Update:
         G, E, D, w = self.G, self.E, self.D, self.config
+        x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
         lambda_ds = w.lambda_ds * (1 - step.fraction)
         c = G.encoder(x)
         x_fake = G.decoder(c, s)
@@ -170,7 +159,7 @@ class StarGANv2(Method):
         loss = torch.stack(list(L.values())).sum()
         return Update(nets, loss, {f"{name}_{by}": part.detach() for name, part in L.items()})
 
-    # The verbs -------------------------------------------------------------------------------------------------------
+    # The verbs -----------------------------------------------------------------------------------
 
     def styles(self, source: int, target: int) -> frozenset[str]:
         return frozenset({"latent", "reference"})
@@ -183,9 +172,8 @@ class StarGANv2(Method):
         return self.G.decoder(content, style)
 
     def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.config.latent_dim, generator=generator).to(
-            next(self.F.parameters())
-        )
+        z = torch.randn(n, self.config.latent_dim, generator=generator)
+        z = z.to(next(self.F.parameters()))
         return self.F(z, torch.full((n,), target, device=z.device))
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor:

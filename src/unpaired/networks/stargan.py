@@ -19,8 +19,8 @@ SMALLEST = 16  # px, the side of the content: the least that the generator can h
 class Generator(nn.Module):
     """Images (B, C, H, W) and styles (B, style_dim) -> images, not bounded: there is no tanh.
 
-    `encoder` halves the image once for each step in `widths`, down to a content of about 16 px without style; `decoder`
-    mirrors it. Instance norm removes the style of the image, AdaIN puts the new one in.
+    `encoder` halves the image once for each step in `widths`, down to a content of about 16 px;
+    `decoder` mirrors it. Instance norm removes the style of the image, AdaIN puts the new one in.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], style_dim: int) -> None:
@@ -107,7 +107,10 @@ class Discriminator(nn.Module):
 
 
 class Down(nn.Module):
-    """(x + two 3x3 convolutions of x) / sqrt(2), pre-activated, half the size. (B, a, H, W) -> (B, b, H/2, W/2)."""
+    """(x + two 3x3 convolutions of x) / sqrt(2), pre-activated, at half the size.
+
+    (B, a, H, W) -> (B, b, H / 2, W / 2)
+    """
 
     def __init__(
         self,
@@ -130,7 +133,10 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """`Down` mirrored: AdaIN from a style, `scale` times the size. (B, a, H, W) -> (B, b, 2H, 2W)."""
+    """`Down` mirrored: with a style by AdaIN, at `scale` times the size.
+
+    (B, a, H, W), (B, style_dim) -> (B, b, 2 H, 2 W)
+    """
 
     def __init__(self, a: int, b: int, style_dim: int, scale: int = 2) -> None:
         super().__init__()
@@ -153,7 +159,7 @@ def modulate(x: Tensor, numbers: Tensor) -> Tensor:
 
 
 def trunk(channels: int, widths: Sequence[int]) -> nn.Sequential:
-    """Images -> features (B, widths[-1], 1, 1), of the discriminator and the style encoder. No norm."""
+    """Images -> features (B, widths[-1], 1, 1), for discriminator and style encoder. No norm."""
     return nn.Sequential(
         nn.Conv2d(channels, widths[0], 3, padding=1),
         *(Down(a, b) for a, b in zip(widths, widths[1:], strict=False)),
@@ -171,14 +177,14 @@ def mlp(n_in: int, n: int, layers: int) -> list[nn.Module]:
 def select(branches: Tensor, y: Tensor) -> Tensor:
     """The branch of each sample's domain: (B, K, ...), (B,) -> (B, ...).
 
-    All are evaluated and then selected: a domain that is not in the batch has gradient zero, not none, so that weight
-    decay moves it, as in the official code.
+    All are evaluated and then selected: a domain that is not in the batch has gradient zero, not
+    none, so that weight decay moves it, as in the official code.
     """
     return branches[torch.arange(len(y), device=y.device), y]
 
 
 def widths(side: int, smallest: int, budget: int, cap: int) -> list[int]:
-    """Channels at each size from `side` down to about `smallest`: budget / side, doubling up to `cap`."""
+    """Channels at each size from `side` to `smallest` px: budget / side, doubling up to `cap`."""
     halvings = (side // smallest).bit_length() - 1
     return [min(budget // side * 2**i, cap) for i in range(halvings + 1)]
 
@@ -189,6 +195,6 @@ def check_sides(height: int, width: int) -> None:
     stride = 2 ** (max(side // SMALLEST, 1).bit_length() - 1)
     if side < SMALLEST or height % stride or width % stride:
         raise ConfigProblem(
-            f"data.size: sides of {height} x {width} px do not suit this method, which needs at least {SMALLEST} px and "
-            f"here multiples of {stride}: choose a power of two from 32 to 512."
+            f"data.size: {height} x {width} px do not suit this method, which needs at least "
+            f"{SMALLEST} px and here multiples of {stride}: take a power of two from 32 to 512."
         )
