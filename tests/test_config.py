@@ -1,0 +1,85 @@
+"""Bad input is answered by one sentence that names the key or the file and the remedy, with the exit code."""
+
+import pytest
+from PIL import Image
+
+from unpaired.cli import main
+from unpaired.config import load, override
+
+
+def munit(*settings):
+    return ["train", "--method", "munit", "--data", "scenes", "--preset", "small", *settings]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (munit("optim.default.lrr=1"), 2, ["optim.default.lrr", "lr"]),
+        (munit("optim.G1.lr=1"), 2, ["optim.G1", "G_1"]),
+        (munit("method.lamda_x=1"), 2, ["method.lamda_x", "lambda_x"]),
+        (munit("train.stepss=1"), 2, ["train.stepss", "steps"]),
+        (munit("trian.steps=1"), 2, ["trian", "train"]),
+        (munit("train.steps=many"), 2, ["train.steps", "many"]),
+        (munit("data.batch=0"), 2, ["data.batch", "0"]),
+        (munit("data.size=8"), 2, ["data.size", "16"]),
+        (munit("data.domains=[outline, paintd]"), 2, ["paintd", "painted"]),
+        (munit("data.domains=[outline, painted, neon]"), 2, ["exactly 2 domains", "data.domains"]),
+        (munit("method.lambda_vgg=1"), 2, ["method.vgg", "unpaired weights convert"]),
+        (["train", "--method", "munitt"], 2, ["munitt", "munit"]),
+        (["train", "--method", "munit"], 2, ["--data"]),
+        (["train", "--method", "my_lab.nothing"], 2, ["my_lab.nothing", "PYTHONPATH"]),
+        (["train"], 2, ["--method"]),
+        (["train", "missing.yaml"], 2, ["missing.yaml"]),
+        (["train", "--method", "munit", "--data", "nowhere"], 2, ["nowhere"]),
+        (["train", "--method", "munit", "--data", "empty"], 65, ["empty"]),
+        (["train", "--method", "munit", "--data", "one"], 2, ["exactly 2 domains"]),
+        (["train", "--resume", "empty"], 2, ["empty", "config.yaml"]),
+        (["train", "--resume", "empty", "--method", "munit"], 2, ["--resume"]),
+        (["translate", "empty", "a.png", "--to", "painted"], 2, ["empty", "model.safetensors"]),
+        (["translate", "a.png", "a.png", "--to", "painted"], 65, ["a.png"]),
+        (["evaluate", "empty"], 2, ["empty"]),
+        (["weights", "convert", "a.png", "x", "--preprocessing", "caffe"], 65, ["a.png"]),
+        (["weights", "import", "munit", "none.pt", "x"], 2, ["none.pt"]),
+    ],
+)
+def test_one_sentence(arguments, code, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (i * 80, 90, 200)).save(tmp_path / "one" / f"{i}.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert main(arguments) == code
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("unpaired: ") and "\n" not in printed and "Traceback" not in printed
+    for word in words:
+        assert word in printed
+
+
+def test_usage_errors_leave_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["translate"])
+    assert stop.value.code == 2
+
+
+def test_says_a_setting_in_one_way():
+    assert override("optim.F.lr=5e-7") == {"optim": {"F": {"lr": "5e-7"}}}  # YAML 1.1 reads a string ...
+    config = load(None, ["optim.G_1.lr=5e-7"], method={"name": "munit"})
+    assert config.optimizer("G_1").lr == 5e-7  # ... which the types mend
+    assert config.optimizer("D_1").lr == 1e-4
+    assert config.optimizer("G_1").weight_decay == 1e-4  # what it does not say it takes from default
+
+
+def test_strength_of_what_is_said(tmp_path):
+    path = tmp_path / "ä b.yaml"
+    path.write_text("method: {name: munit, dim: 8}\npreset: small\ntrain: {steps: 10}\n")
+    config = load(path, ["train.steps=20"])
+    assert (config.method.dim, config.train.steps) == (8, 20)
+    assert config.data.size == 32  # the preset's
+
+
+def test_broken_yaml_names_the_line(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("method: {name: munit}\ntrain: {steps: [1, 2\n")
+    assert main(["train", str(path)]) == 2
+    assert "line" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""Training: resuming is exact, signals save, bad numbers are skipped, requests that cannot be served are refused."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+import torch
+
+from unpaired import train
+from unpaired.checkpoint import RunFolder
+from unpaired.config import Decay
+from unpaired.errors import ConfigProblem, Diverged
+from unpaired.method import Step
+from unpaired.methods.munit import MUNIT
+
+
+def weights(path):
+    """A digest of the whole state: networks, averages, optimizers, step."""
+    step, tensors, _ = RunFolder(path).newest()
+    digest = hashlib.sha256(str(step).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fit(config, path, **kw):
+    train.fit(config, RunFolder(path), say=lambda line: None, **kw)
+    return path
+
+
+def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
+    whole = fit(tiny.run(steps=6), tmp_path / "whole")
+    parts = tmp_path / "in parts ä"
+    play = train.Trainer.play
+
+    def terminated(self, *args):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(train.Trainer, "play", terminated)
+        fit(tiny.run(steps=6), parts)
+    assert stop.value.code == 143
+    assert RunFolder(parts).read_status()["status"] == "preempted"
+    fit(tiny.run(steps=6), parts, resume=True)
+    assert weights(parts) == weights(whole)
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    steps = [r["step"] for r in RunFolder(parts).read_log()]
+    assert steps == sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_T25_any_number_of_workers(tmp_path, workers):
+    alone = fit(tiny.run(steps=3), tmp_path / "alone")
+    helped = fit(tiny.run("munit", f"data.workers={workers}", steps=3), tmp_path / "helped")
+    assert weights(helped) == weights(alone)
+
+
+def test_T37_two_processes_agree(tmp_path):
+    for name, seed in (("a", "1"), ("b", "2")):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(tiny.run(steps=2).to_yaml())
+        command = [sys.executable, "-m", "unpaired", "train", str(config), "--out", str(tmp_path / name)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_T18_a_step_that_is_not_finite_moves_nothing(tmp_path, monkeypatch):
+    generate, seen = MUNIT.generate, []
+
+    def faulty(self, x_1, x_2, step):
+        update = generate(self, x_1, x_2, step)
+        if step.index != 2:
+            return update
+        seen.append({k: v.clone() for k, v in self.named_parameters() if k.startswith("G_")})
+        return update._replace(loss=update.loss * math.nan, log={**update.log, "x_1": update.log["x_1"] * math.nan})
+
+    monkeypatch.setattr(MUNIT, "generate", faulty)
+    monkeypatch.setattr(train.Trainer, "skip", spy := Spy(train.Trainer.skip))
+    fit(tiny.run(steps=4), tmp_path / "x")
+    (trainer, fault, files, _), = spy.calls
+    assert "x_1" in str(fault) and len(files) == 8
+    assert all(torch.equal(v, spy.states[0][k]) for k, v in seen[0].items())
+    skips = [r for r in RunFolder(tmp_path / "x").read_log() if "skipped" in r]
+    assert [r["step"] for r in skips] == [2] and skips[0]["files"] == files
+    _, tensors, _ = RunFolder(tmp_path / "x").newest()
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
+class Spy:
+    """Calls through, and keeps the arguments and the parameters of the method at that moment."""
+
+    def __init__(self, function):
+        self.function, self.calls, self.states = function, [], []
+
+    def __get__(self, trainer, owner):
+        def call(*args):
+            self.calls.append((trainer, *args))
+            self.states.append({k: v.clone() for k, v in trainer.method.named_parameters()})
+            return self.function(trainer, *args)
+
+        return call
+
+
+def test_gives_up_when_nothing_is_finite(tmp_path, monkeypatch):
+    generate = MUNIT.generate
+    monkeypatch.setattr(train, "MAX_SKIPPED", 3)
+    nan = lambda *a: (u := generate(*a))._replace(loss=u.loss * math.nan)  # noqa: E731
+    monkeypatch.setattr(MUNIT, "generate", nan)
+    with pytest.raises(Diverged) as problem:
+        fit(tiny.run(steps=9), tmp_path / "x")
+    assert problem.value.exit_code == 70
+    assert RunFolder(tmp_path / "x").read_status()["status"] == "diverged"
+
+
+def test_starts_from_another_run(tmp_path):
+    first = fit(tiny.run(steps=2), tmp_path / "first")
+    lines = []
+    config = tiny.run("munit", "train.seed=5", steps=1)
+    trainer = train.Trainer(config, RunFolder(tmp_path / "second"), False, first, lines.append)
+    _, tensors, _ = RunFolder(first).newest()
+    for name, value in trainer.method.state_dict().items():
+        assert torch.equal(value, tensors[f"method.{name}"])
+    assert trainer.step == 0 and "Starting from" in lines[0]
+
+
+def test_schedules_are_functions_of_the_step():
+    assert [Decay(kind="linear", start=0.5).at(f) for f in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
+    steps = Decay(kind="steps", every=0.1, factor=0.5)
+    assert [steps.at(i / 1000) for i in (0, 99, 100, 299, 300)] == [1, 1, 0.5, 0.25, 0.125]
+    assert Decay().at(0.9) == 1
+
+
+def test_draws_depend_on_their_key_alone():
+    x = torch.zeros(1)
+    step = Step(3, 10, seed=1)
+    a, b = step.normal("s_1", 2, 8, like=x), step.normal("s_2", 2, 8, like=x)
+    assert not torch.equal(a, b)
+    assert torch.equal(a, Step(3, 10, seed=1).normal("s_1", 2, 8, like=x))
+    others = [Step(4, 10, seed=1), Step(3, 10, seed=2), Step(3, 10, 1, rank=1), Step(3, 10, 1, microbatch=1)]
+    assert not any(torch.equal(a, other.normal("s_1", 2, 8, like=x)) for other in others)
+
+
+def test_T29_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(tiny.run("munit", steps=500).to_yaml())
+    command = [sys.executable, "-m", "unpaired", "train", str(config), "--out", str(tmp_path / "x")]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not RunFolder(tmp_path / "x").read_status():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.1)
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 75 and str(first.pid) in second.stderr
+    first.send_signal(signal.SIGINT)  # T-05
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130 and "Traceback" not in errors
+    assert json.loads((tmp_path / "x" / "status.json").read_text())["status"] == "preempted"
+
+
+def test_a_loss_that_couples_the_batch_refuses_accumulation(tmp_path, monkeypatch):
+    monkeypatch.setattr(MUNIT, "accumulates", False)
+    with pytest.raises(ConfigProblem, match="train.accumulate"):
+        fit(tiny.run("munit", "train.accumulate=2"), tmp_path / "x")
+
+
+def test_the_page_opens_from_disk(tmp_path):
+    path = fit(tiny.run(steps=2), tmp_path / "x")
+    page = (path / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert "polyline" in page and "method:" in page
+    sources = [part.split('"')[0] for part in page.split('src="')[1:]]
+    assert sources and all((path / s).is_file() for s in sources)

@@ -1,0 +1,148 @@
+"""A trained model at work: the same answers from Python and the command line, for images of any size."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from unpaired import Translator, train
+from unpaired.checkpoint import RunFolder
+from unpaired.cli import main
+from unpaired.data.scenes import Scenes
+from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.pictures import sheet, to_images
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "ein Lauf ü"
+    train.fit(tiny.run(steps=2), RunFolder(path), say=lambda line: None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos") / "ein Bild é.png"
+    Image.fromarray(Scenes("outline", (30, 45), "test", 0, 3)[0].image).save(path)
+    return path
+
+
+def pixels(images):
+    return [np.asarray(i).tolist() for i in images]
+
+
+def test_command_line_equals_python(run, photo, tmp_path):
+    t = Translator.load(run)
+    outputs = t.translate(photo, to="painted", styles=3, seed=5)
+    assert main(["translate", str(run), str(photo), "--to", "painted", "--styles", "3", "--seed", "5", "--out", str(tmp_path)]) == 0
+    files = sorted(tmp_path.glob("ein*.png"))
+    assert pixels(Image.open(f) for f in files) == pixels(outputs)
+    assert (tmp_path / "sheet-painted.png").is_file()
+    reference = t.translate(photo, to="painted", style_from=photo)
+    main(["translate", str(run), str(photo), "--to", "painted", "--style-from", str(photo), "--out", str(tmp_path / "r")])
+    assert pixels([Image.open(next((tmp_path / "r").glob("ein*.png")))]) == pixels(reference)
+    line = t.interpolate(photo, 1, photo, to="painted", steps=3)
+    main(["translate", str(run), str(photo), "--to", "painted", "--interpolate", "1", str(photo), "--steps", "3", "--out", str(tmp_path / "i")])
+    assert pixels(Image.open(f) for f in sorted((tmp_path / "i").glob("ein*.png"))) == pixels(line)
+
+
+def test_a_folder_with_bad_files(run, photo, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.open(photo).save(folder / "good.jpg")
+    (folder / "bad.jpg").write_text("<html>404</html>")
+    command = ["translate", str(run), str(folder), "--to", "painted", "--styles", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "bad.jpg" in capsys.readouterr().out
+    assert main([*command, "--strict"]) == 65
+    (folder / "good.jpg").unlink()
+    assert main(command) == 65
+
+
+def test_the_first_styles_of_a_seed_stay(run, photo):
+    t = Translator.load(run)
+    assert pixels(t.translate(photo, "painted", styles=2, seed=1)) == pixels(t.translate(photo, "painted", styles=20, seed=1)[:2])
+    assert pixels(t.translate(photo, "painted", styles=1, seed=1)) != pixels(t.translate(photo, "painted", styles=1, seed=2))
+
+
+def test_interpolation_begins_and_ends_at_its_styles(run, photo):
+    t = Translator.load(run)
+    line = t.interpolate(photo, 3, t.encode_style(photo, "painted"), to="painted", steps=4)
+    assert pixels(line[:1]) == pixels(t.translate(photo, "painted", styles=1, seed=3))
+    assert pixels(line[-1:]) == pixels(t.translate(photo, "painted", style_from=photo))
+
+
+@pytest.mark.parametrize("size", [(30, 45), (33, 17), (64, 64)])
+def test_sizes_that_are_no_multiple_of_the_stride(run, size):
+    t = Translator.load(run)
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    (out,) = t.translate(image, "painted", styles=1, size=min(size))
+    assert (out.height, out.width) == size
+
+
+def test_a_phone_photograph_is_worked_at_the_training_size(run):
+    image = Image.new("RGB", (4000, 3000), "teal")
+    (out,) = Translator.load(run).translate(image, "painted", styles=1)
+    assert out.size == (21, 16)  # the shorter side at 16, aspect kept
+
+
+def test_many_styles_at_once_equal_one_at_a_time(run, photo, monkeypatch):
+    t = Translator.load(run)
+    together = t.translate(photo, "painted", styles=7)
+    monkeypatch.setattr("unpaired.translator.CHUNK_PIXELS", 1)
+    apart = t.translate(photo, "painted", styles=7)
+    assert np.abs(np.array(pixels(together)) - np.array(pixels(apart))).max() <= 1
+
+
+def test_a_model_file_needs_no_flag(run, photo):
+    from_folder = Translator.load(run).translate(photo, "outline", styles=2)
+    from_file = Translator.load(run / "model.safetensors").translate(photo, "outline", styles=2)
+    assert pixels(from_folder) == pixels(from_file)
+
+
+def test_the_averages_are_what_translates(run, photo):
+    _, tensors, _ = RunFolder(run).newest()
+    t = Translator.load(run)
+    for name, value in t.method.state_dict().items():
+        if name.startswith("G_"):
+            assert torch.equal(value, tensors[f"method.ema.{name}"])
+
+
+def test_refusals(run, photo, tmp_path):
+    t = Translator.load(run)
+    for problem, words, call in [
+        (ConfigProblem, "painted", lambda: t.translate(photo, "paintd")),
+        (ConfigProblem, "--size", lambda: t.translate(photo, "painted", size=2)),
+        (DataProblem, "note.txt", lambda: t.translate(note(tmp_path), "painted")),
+        (ConfigProblem, "not a run", lambda: Translator.load(tmp_path)),
+        (DataProblem, "note.txt", lambda: Translator.load(note(tmp_path))),
+    ]:
+        with pytest.raises(problem, match=words):
+            call()
+
+
+def note(folder):
+    path = folder / "note.txt"
+    path.write_text("hello")
+    return path
+
+
+def test_grey_and_rectangular(tmp_path):
+    config = tiny.run("munit", "data.channels=1", "data.size=[16, 24]", steps=1)
+    train.fit(config, RunFolder(tmp_path), say=lambda line: None)
+    (out,) = Translator.load(tmp_path).translate(Scenes("outline", (32, 48), "test", 0, 1)[0].image, "painted", styles=1)
+    assert out.mode == "L" and out.size == (24, 16)
+
+
+def test_colours_are_the_networks():
+    x = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0]).expand(1, 3, 1, 5)
+    (image,) = to_images(x)
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 191, 255, 255]  # clamped, not stretched
+
+
+def test_sheet_has_the_input_at_its_left():
+    red, blue = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
+    page = sheet([[red, blue, blue]])
+    row = [page.getpixel((x, page.height // 2)) for x in range(page.width)]
+    assert row.index((255, 0, 0)) < row.index((0, 0, 255))
