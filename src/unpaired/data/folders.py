@@ -287,33 +287,34 @@ def _walk_folder(
     for entry in entries:
         if entry.name.startswith(".") or entry.name.lower() in IGNORED:
             continue
-        inside = (*parts, entry.name)
+        inside, suffix, link = (*parts, entry.name), _suffix(entry.name), entry.is_symlink()
         try:
             info = entry.stat()
-            if entry.is_symlink() and real is not None and not _within(entry.path, real):
-                if stat.S_ISDIR(info.st_mode) or _suffix(entry.name) in IMAGES:
+            if link and real is not None and not _within(entry.path, real):
+                if stat.S_ISDIR(info.st_mode) or suffix in IMAGES:
                     reason = "the link leads out of the folder (follow_links allows it)"
                     found.skipped.append((Path(entry.path), reason))
                 continue
         except OSError as error:
-            reason = "the link leads nowhere" if entry.is_symlink() else str(error.strerror)
+            reason = "the link leads nowhere" if link else str(error.strerror)
             found.skipped.append((Path(entry.path), reason))
             continue
-        if stat.S_ISDIR(info.st_mode):
+        if stat.S_ISREG(info.st_mode):
+            if suffix in IMAGES or _looks_like_image(entry.path, entry.name, suffix):
+                found.files.append((inside, Path(entry.path), info))
+            elif suffix in OTHER_IMAGES:
+                reason = f"{suffix} is not supported; convert it to JPEG or PNG"
+                found.skipped.append((Path(entry.path), reason))
+            else:
+                found.others.append("/".join(inside))
+        elif stat.S_ISDIR(info.st_mode):
             key = (info.st_dev, info.st_ino)
             if key in above:
                 found.skipped.append((Path(entry.path), "the link leads in a circle"))
             else:
                 _walk_folder(entry.path, inside, found, real, (*above, key))
-        elif _suffix(entry.name) in OTHER_IMAGES:
-            reason = f"{_suffix(entry.name)} is not supported; convert it to JPEG or PNG"
-            found.skipped.append((Path(entry.path), reason))
-        elif not stat.S_ISREG(info.st_mode):
-            found.skipped.append((Path(entry.path), "it is not a regular file"))
-        elif _is_image(entry.path, entry.name):
-            found.files.append((inside, Path(entry.path), info))
         else:
-            found.others.append("/".join(inside))
+            found.skipped.append((Path(entry.path), "it is not a regular file"))
 
 
 def _within(path: str, real: list[str]) -> bool:
@@ -322,13 +323,12 @@ def _within(path: str, real: list[str]) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    dot = name.rfind(".")  # names that begin with it are not seen
+    return name[dot:].lower() if dot > 0 else ""
 
 
-def _is_image(path: str, name: str) -> bool:
-    suffix = _suffix(name)
-    if suffix in IMAGES:
-        return True
+def _looks_like_image(path: str, name: str, suffix: str) -> bool:
+    """Look into a file without extension, or with one after that of an image."""
     if suffix and _suffix(name[: -len(suffix)]) not in IMAGES:
         return False
     try:
@@ -354,7 +354,8 @@ def _nothing(tops: list[Path], found: _Found) -> str:
 def _entry(
     parts: tuple[str, ...], split: str, domain: str, inner: tuple[str, ...], info: os.stat_result
 ) -> Entry:
-    stem = unicodedata.normalize("NFC", os.path.splitext("/".join(inner))[0])
+    name = "/".join(inner)
+    stem = unicodedata.normalize("NFC", name[: len(name) - len(_suffix(inner[-1]))])
     return Entry("/".join(parts), split, domain, stem, info.st_size, info.st_mtime_ns)
 
 
