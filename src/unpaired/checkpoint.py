@@ -116,11 +116,12 @@ class RunFolder:
                     with suppress(OSError):
                         os.unlink(probe)
         except (OSError, ValueError) as error:
+            reason = _reason(error, folder)  # told before room is made
             for folder in reversed(made):
                 with suppress(OSError):
                     os.rmdir(folder)
             raise NotWritable(
-                f"cannot write in {self.path}: {_reason(error, folder)}; choose another run folder"
+                f"cannot write in {self.path}: {reason}; choose another run folder"
             ) from error
 
     @contextmanager
@@ -477,7 +478,8 @@ def load_model(
     try:
         tensors = safetensors.torch.load(data)
     except Exception as error:  # of a hostile file, anything
-        raise DataProblem(f"{path} is not a valid safetensors file ({error})") from error
+        reason = str(error).partition("\n")[0][:200]
+        raise DataProblem(f"{path} is not a valid safetensors file ({reason})") from error
     if metadata.pop("sha256", None) != _fingerprint(header, tensors):
         raise DataProblem(
             f"{path} is damaged or was not written by unpaired (its sha256 differs); "
@@ -499,14 +501,16 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
             f"{path} is too large for a model (file {size:,} bytes of {MODEL_BYTES:,}, "
             f"header {length:,} of {HEADER_BYTES:,})"
         )
+    text = file.read(length)
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_unique)
+        many = text.count(b'"data_offsets"') > MODEL_TENSORS  # before the slower parsing
+        header = {} if many else json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DataProblem(f"{path} has a header that cannot be read ({error})") from error
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise DataProblem(f"{path} has a header of the wrong kind")
-    if len(header) - 1 > MODEL_TENSORS:
-        raise DataProblem(f"{path} has {len(header):,} tensors; at most {MODEL_TENSORS:,}")
+    if many or len(header.keys() - {"__metadata__"}) > MODEL_TENSORS:
+        raise DataProblem(f"{path} has more than {MODEL_TENSORS:,} tensors")
     return header
 
 
@@ -525,7 +529,7 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
     """The safetensors header: tensors in falling order of item size, so that all are aligned."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
         tensor = tensors[name]
