@@ -10,10 +10,10 @@ import unpaired
 ROOT = Path(unpaired.__file__).parent
 LAYERS = [  # from the ground up; a module imports from its own layer or below
     {"errors"},
-    {"method", "losses", "weights"},
+    {"method", "losses", "checkpoint"},  # the checkpoint knows tensors and files, no method
     {"networks"},
     {"methods", "registry", "official"},
-    {"config", "data", "checkpoint", "progress", "pictures"},
+    {"config", "data", "progress", "pictures"},
     {"translator", "export", "page"},
     {"metrics", "translate"},
     {"train"},
