@@ -47,7 +47,8 @@ class View:
         affine = self.affine(u[:, :4], aspect=x.shape[-1] / x.shape[-2])
         theta = affine @ self.crop(u[:, 4:8]) @ self.mirror(u[:, 8])  # the mirror comes last
         grid = F.affine_grid(theta[:, :2], list(x.shape), align_corners=False)
-        x = F.grid_sample((x + 1) / 2, grid, align_corners=False)  # black is 0
+        inside = (grid.abs().amax(-1) <= 1).to(x)[:, None]  # (B, 1, H, W)
+        x = F.grid_sample((x + 1) / 2, grid, padding_mode="border", align_corners=False) * inside
         if self.jitter:
             x = self.colours(x, u[:, 9:])
         return x.clamp(0, 1) * 2 - 1
@@ -91,7 +92,7 @@ class View:
             return luma
         i, q = ((1 + bright) * (1 + contrast) * (1 + saturation) * yiq[:, 1:]).split(1, dim=1)
         cos, sin = (2 * math.pi * hue).cos(), (2 * math.pi * hue).sin()
-        return mix(RGB, torch.cat([luma, cos * i - sin * q, sin * i + cos * q], dim=1))
+        return mix(RGB, torch.cat([luma, cos * i + sin * q, cos * q - sin * i], dim=1))
 
 
 def mix(matrix: Tensor, x: Tensor) -> Tensor:

@@ -207,14 +207,16 @@ class TUNIT(Method):
         C = self.C if joint else frozen(self.C)
         s, _ = C(x)
         c = G.encoder(x)
-        x_fake, x_rec = G.decoder(c, s[ref]), G.decoder(c, s)
+        x_both = G.decoder(torch.cat([c, c]), torch.cat([s[ref], s]))  # one call
+        x_fake, x_rec = x_both.chunk(2)
         s_fake, _ = C(x_fake)
         with torch.no_grad():
             k, _ = self.ema["C"](x[ref])
 
+        fake, rec = D(x_both, torch.cat([y[ref], y])).chunk(2)
         L = {
-            "adv_fake": -w.lambda_adv * D(x_fake, y[ref]).mean(),
-            "adv_rec": -w.lambda_adv * D(x_rec, y).mean(),
+            "adv_fake": -w.lambda_adv * fake.mean(),
+            "adv_rec": -w.lambda_adv * rec.mean(),
             "rec": w.lambda_rec * l1(x_rec, x),
             "style_G": w.lambda_style_g * self.contrast(s_fake, k),
         }
