@@ -54,6 +54,7 @@ class Scene(NamedTuple):
 
 def polygon(x: Array, y: Array, points: Sequence[tuple[float, float]] | Array) -> Array:
     """Signed distance to a closed polygon, negative inside (even-odd)."""
+    points = np.asarray(points, x.dtype)  # a corner must compare alike from both of its edges
     square = np.full_like(x, np.inf)
     inside = np.zeros(x.shape, bool)
     for (ax, ay), (bx, by) in zip(points, np.roll(points, -1, axis=0), strict=True):
