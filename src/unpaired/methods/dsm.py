@@ -1,0 +1,345 @@
+"""DSM: Disentangling the Style for Multi-domain Image Translation.
+
+Written from a summary of the paper: its text, authors, venue and settings are not known to us, and
+there is no official code.
+
+Styles from noise and styles from references live in one space, and its components are independent.
+For a domain u and noise z ~ N(0, I), a monotone spline f acts on each component alone,
+
+    theta_u = MLP(u),   s = F(z, u) = f(z; theta_u),   so that dim(z) = dim(s) = n,
+
+and the style encoder s = E(x, u) is drawn to the distribution of F(z, u) by a discriminator of
+styles. With c = E_c(x), the content of an image x of domain u1, the objective is
+
+    min over G, F, E, max over D, D_s of   L_adv + lambda_sty L_sty + lambda_cyc L_cyc
+                           + lambda_ds L_ds + lambda_uni L_uni + lambda_smooth L_smooth
+
+    L_adv    = E log D(x, u1) + E log(1 - D(G(c, s), u))             image discriminator
+    L_sty    = E |E(G(c, s), u) - s|                                 style reconstruction
+    L_cyc    = E |G(E_c(G(c, s)), E(x, u1)) - x|                     cycle
+    L_ds     = -E |G(c, s) - G(c, s')|                               diversity
+    L_uni    = E log D_s(F(z, u), u) + E log(1 - D_s(E(x, u), u))    one space
+    L_smooth = E max(alpha + |E(x) - E(x_a)| - |E(x) - E(x_n)|, 0)   smooth encoder
+
+x_a is an augmentation of x; x_n is the image of the batch whose style is nearest to that of x.
+
+The networks and the game are StarGAN v2's (see `stargan_v2.py`), with a move for D_s after those of
+D: what follows is what the source leaves open, what we chose, and why.
+
+- f: rational-quadratic splines (Durkan et al., NeurIPS 2019), 8 `bins`, the identity beyond
+  `bound` = 5: what two public libraries of flows agree on. theta_u starts near zero, so f starts
+  near the identity. `affine` adds s <- exp(a_u) s + b_u, which moves a domain further; it is off,
+  as the bound keeps L_ds from stretching the styles without end. `flow=false` puts StarGAN v2's
+  mapping network in its place (with `optim.F.lr=1e-6`).
+- Learning rate of F: 1e-4. StarGAN v2's 1e-6 would leave f at the identity. No weight decay: it
+  would pull the domains back there.
+- D_s: an MLP of three layers with a logit for each domain, non-saturating like D.
+- L_uni moves E alone, over both references of a step: F is what E should come to, not the reverse.
+  L_ds does not reach E, which could lower it by stretching its own distances: E has no part in the
+  two fakes of the latent move, and does not move in the reference move.
+- x_n comes from the same domain u, which `|E^u(x) - E^u(y)|` suggests; the choice has no gradient.
+  The candidates are the references of a step, two of each domain, so that every image has one; an
+  image without any is left out of the mean.
+- x_a: a mirrored (`mirror`) and resized crop of 80% to 100% of the area, as StarGAN v2 augments. No
+  change of colour: colour is style.
+- Norms: Euclidean in L_smooth, with `alpha` = 0.1, as in SmoothGAN's triplet; mean absolute
+  differences elsewhere, as in StarGAN v2.
+- Weights: StarGAN v2's, lambda_ds falling to 0 over the run; lambda_uni = 1 and lambda_smooth = 0.1
+  are ours. A weight of 0 leaves its term out, D_s with lambda_uni.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zuko.transforms import MonotonicRQSTransform
+
+from unpaired import losses
+from unpaired.losses import l1
+from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
+from unpaired.networks.blocks import kaiming
+from unpaired.networks.stargan import (
+    SMALLEST,
+    Discriminator,
+    Generator,
+    Mapping,
+    StyleEncoder,
+    check_sides,
+    select,
+    widths,
+)
+
+
+class Config(MethodConfig):
+    """StarGAN v2's settings for CelebA-HQ, and ours for what it does not have."""
+
+    lambda_sty: float = Field(1.0, ge=0)
+    lambda_cyc: float = Field(1.0, ge=0)
+    lambda_ds: float = Field(1.0, ge=0)  # at the start; 2 for AFHQ
+    lambda_uni: float = Field(1.0, ge=0)
+    lambda_smooth: float = Field(0.1, ge=0)
+    lambda_reg: float = Field(1.0, ge=0)  # R1 of D
+    alpha: float = Field(0.1, ge=0)  # the margin of L_smooth
+    flow: bool = True  # splines; false: StarGAN v2's mapping network
+    affine: bool = False  # scale and shift each component after its spline
+    mirror: bool = True  # in x_a; false where a mirrored image is another one, as for digits
+    bins: int = Field(8, ge=2)
+    bound: float = Field(5.0, gt=0)
+    style_dim: int = Field(64, ge=1)
+    mlp_dim: int = Field(512, ge=1)
+    d_dim: int = Field(256, ge=1)  # of D_s
+    width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
+    max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
+
+
+class DSM(Method):
+    Config = Config
+    layout = "domains"
+    averaged = "G F E"
+    accumulates = False  # L_smooth seeks its negative in the batch
+    card = {
+        "title": "Disentangling the Style for Multi-domain Image Translation",
+        "authors": "not known to us",
+        "venue": "not known to us",
+        "year": None,
+        "url": None,
+    }
+    presets = {
+        "paper": {
+            "data": {"size": 256, "batch": 8, "zoom": 1.1},
+            "optim": {
+                "default": {"lr": 1e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
+                "F": {"lr": 1e-4, "weight_decay": 0.0},
+            },
+            "train": {"steps": 100_000, "ema": 0.999, "save_every": 10_000, "sample_every": 5_000},
+        },
+        "small": {
+            "method": {
+                "style_dim": 16,
+                "mlp_dim": 64,
+                "d_dim": 64,
+                "width": 1024,
+                "max_dim": 64,
+            },
+            "data": {"size": 32, "batch": 8},
+            "optim": {
+                "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
+                "F": {"lr": 4e-4, "weight_decay": 0.0},
+            },
+            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+        },
+    }
+
+    def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
+        super().__init__(config, domains, shape)
+        check_sides(shape.height, shape.width)
+        side, channels, K = min(shape.height, shape.width), shape.channels, len(domains)
+        outer = widths(side, SMALLEST, config.width, config.max_dim)
+        whole = widths(side, 4, config.width, config.max_dim)
+        self.G = Generator(channels, outer, config.style_dim)
+        self.F = (
+            Flow(K, config.style_dim, config.mlp_dim, config.bins, config.bound, config.affine)
+            if config.flow
+            else Mapping(config.style_dim, config.mlp_dim, config.style_dim, K)
+        )
+        self.E = StyleEncoder(channels, whole, config.style_dim, K)
+        self.D = Discriminator(channels, whole, K)
+        self.D_s = (
+            StyleDiscriminator(config.style_dim, config.d_dim, K) if config.lambda_uni else None
+        )
+
+    # The game ------------------------------------------------------------------------------------
+
+    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        x, target = batch["x_src"], batch["y_ref"]
+        shape = (x.shape[0], self.config.style_dim)
+        z, z_2 = step.normal("z_trg", *shape, like=x), step.normal("z_trg2", *shape, like=x)
+
+        with torch.no_grad():
+            c, s = self.G.encoder(x), self.F(z, target)
+        yield self.discriminate("latent", batch, c, s)
+        with torch.no_grad():
+            s, s_2 = self.E(batch["x_ref"], target), self.E(batch["x_ref2"], target)
+        yield self.discriminate("reference", batch, c, s)  # G has not moved, so neither has c
+        if self.D_s:
+            yield self.discriminate_styles(self.D_s, batch, z, z_2, s, s_2)
+
+        s, s_2 = self.F(z, target), self.F(z_2, target)
+        L = self.generate("latent", batch, s, s_2, step) | self.encode(batch, step)
+        yield move("G F E", L)
+        with torch.no_grad():
+            s, s_2 = self.E(batch["x_ref"], target), self.E(batch["x_ref2"], target)
+        yield move("G", self.generate("reference", batch, s, s_2, step))
+
+    def discriminate(self, by: str, batch: Batch, c: Tensor, s: Tensor) -> Update:
+        with torch.no_grad():
+            x_fake = self.G.decoder(c, s)
+        x = batch["x_src"].detach().requires_grad_()
+        with fp32(x):
+            real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
+            L_reg = self.config.lambda_reg * losses.r1(real, x)
+        L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])
+        return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
+
+    def discriminate_styles(
+        self, D_s: nn.Module, batch: Batch, z: Tensor, z_2: Tensor, s: Tensor, s_2: Tensor
+    ) -> Update:
+        y, fake = batch["y_ref"].repeat(2), torch.cat([s, s_2])
+        with torch.no_grad():
+            real = self.F(torch.cat([z, z_2]), y)
+        L_uni = losses.nsgan_d([D_s(real, y)], [D_s(fake, y)])
+        spread = fake.std(dim=0).mean()  # near 0 where E has collapsed
+        return Update("D_s", L_uni, {"D_s": L_uni.detach(), "spread": spread})
+
+    def generate(
+        self, by: str, batch: Batch, s: Tensor, s_2: Tensor, step: Step
+    ) -> dict[str, Tensor]:
+        G, E, D, w = self.G, self.E, self.D, self.config
+        x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
+        lambda_ds = w.lambda_ds * (1 - step.fraction)
+        c = G.encoder(x)
+        x_fake = G.decoder(c, s)
+        with torch.no_grad():
+            x_fake_2 = G.decoder(c, s_2)
+        return {
+            f"adv_{by}": losses.nsgan_g([D(x_fake, target)]),
+            f"sty_{by}": w.lambda_sty * l1(E(x_fake, target), s),
+            f"ds_{by}": -lambda_ds * l1(x_fake, x_fake_2),
+            f"cyc_{by}": w.lambda_cyc * l1(G(x_fake, E(x, y)), x),
+        }
+
+    def encode(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """What E alone learns from: both references of the step, (2 B, C, H, W)."""
+        E, D_s, w, L = self.E, self.D_s, self.config, {}
+        x, y = torch.cat([batch["x_ref"], batch["x_ref2"]]), batch["y_ref"].repeat(2)
+        s = E(x, y)
+        if D_s:
+            L["uni"] = w.lambda_uni * losses.nsgan_g([D_s(s, y)])
+        if w.lambda_smooth:
+            x_a = augment(x, step.uniform("x_a", x.shape[0], 5, like=x), w.mirror)
+            L["smooth"] = w.lambda_smooth * smoothness(s, E(x_a, y), y, w.alpha)
+        return L
+
+    # The verbs -----------------------------------------------------------------------------------
+
+    def styles(self, source: int, target: int) -> frozenset[str]:
+        return frozenset({"latent", "reference"})
+
+    def encode_content(self, x: Tensor, source: int) -> Tensor:
+        return self.G.encoder(x)
+
+    def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
+        """Not bounded: there is no tanh, [-1, 1] is learned and slightly overshot."""
+        return self.G.decoder(content, style)
+
+    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, self.config.style_dim, generator=generator)
+        z = z.to(next(self.F.parameters()))
+        return self.F(z, torch.full((n,), target, device=z.device))
+
+    def encode_style(self, reference: Tensor, target: int) -> Tensor:
+        y = torch.full((reference.shape[0],), target, device=reference.device)
+        return self.E(reference, y)
+
+    @property
+    def stride(self) -> int:
+        return self.G.stride
+
+
+def move(nets: str, L: dict[str, Tensor]) -> Update:
+    loss = torch.stack(list(L.values())).sum()
+    return Update(nets, loss, {name: part.detach() for name, part in L.items()})
+
+
+class Flow(nn.Module):
+    """Noise (B, n) and domains (B,) -> styles (B, n): each component by a spline of its own.
+
+    theta_u = MLP(one-hot u): widths, heights and inner slopes of `bins` bins on [-bound, bound] for
+    each component. Monotone, so invertible; in fp32, as bf16 would tear the bins.
+    """
+
+    def __init__(
+        self, domains: int, n: int, dim: int, bins: int, bound: float, affine: bool
+    ) -> None:
+        super().__init__()
+        self.n, self.bound = n, bound
+        self.parts = (bins, bins, bins - 1, 2 if affine else 0)
+        self.mlp = nn.Sequential(
+            nn.Embedding(domains, dim),  # a linear layer on one-hot u
+            nn.ReLU(),
+            nn.Linear(dim, dim),
+            nn.ReLU(),
+        )
+        self.theta = nn.Linear(dim, n * sum(self.parts))
+        kaiming(self)
+        nn.init.normal_(self.theta.weight, std=1e-3)  # near 0: f near the identity
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        with fp32(z):
+            f, a, b = self.transform(y)
+            return a.exp() * f(z) + b
+
+    def inverse(self, s: Tensor, y: Tensor) -> Tensor:
+        """The noise (B, n) of styles (B, n) of domains (B,)."""
+        with fp32(s):
+            f, a, b = self.transform(y)
+            return f.inv((s - b) * (-a).exp())
+
+    def transform(self, y: Tensor) -> tuple[MonotonicRQSTransform, Tensor, Tensor]:
+        """The splines of domains (B,), and the log scales and shifts after them, (B, n)."""
+        theta = self.theta(self.mlp(y)).unflatten(1, (self.n, -1))  # (B, n, 3 bins - 1 [+ 2])
+        *spline, affine = theta.split(self.parts, dim=2)
+        a, b = F.pad(affine, (0, 2))[..., :2].unbind(2)  # 0 without `affine`
+        return MonotonicRQSTransform(*spline, bound=self.bound), a, b
+
+
+class StyleDiscriminator(nn.Module):
+    """Styles (B, n) and domains (B,) -> logits (B,): from noise, for this domain?"""
+
+    def __init__(self, n: int, dim: int, domains: int) -> None:
+        super().__init__()
+        layers = [f for i in range(3) for f in (nn.Linear(dim if i else n, dim), nn.LeakyReLU(0.2))]
+        self.mlp = nn.Sequential(*layers, nn.Linear(dim, domains))
+        kaiming(self)
+
+    def forward(self, s: Tensor, y: Tensor) -> Tensor:
+        return select(self.mlp(s), y)
+
+
+def smoothness(s: Tensor, s_a: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """max(alpha + |s - s_a| - |s - s_n|, 0), mean over the styles (B, n) that have a negative.
+
+    The negative s_n is the nearest other style of the same domain in the batch.
+    """
+    s, s_a = (x.float() if x.dtype is torch.bfloat16 else x for x in (s, s_a))
+    with torch.no_grad():
+        distance = (s[:, None] - s).norm(dim=2)  # (B, B)
+        other = y[:, None] != y
+        distance = distance.masked_fill(other.fill_diagonal_(True), math.inf)
+        nearest, s_n = distance.min(dim=1)
+    each = F.relu(alpha + (s - s_a).norm(dim=1) - (s - s[s_n]).norm(dim=1))
+    chosen = nearest.isfinite()
+    return (each * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def augment(x: Tensor, draws: Tensor, mirror: bool) -> Tensor:
+    """Crops of 80% to 100% of the area, aspect 0.9 to 1.1, resized back; half of them mirrored.
+
+    `draws` (B, 5) are uniform in [0, 1).
+    """
+    area, aspect, right, down, side = draws.unbind(1)
+    area, aspect = 1 - 0.2 * area, 0.9 * (1.1 / 0.9) ** aspect
+    w, h = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    flip = torch.where(side < 0.5, -1, 1) if mirror else 1
+    none = torch.zeros_like(w)
+    theta = torch.stack(
+        [w * flip, none, (1 - w) * (2 * right - 1), none, h, (1 - h) * (2 * down - 1)], dim=1
+    )
+    with fp32(x):
+        grid = F.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False)

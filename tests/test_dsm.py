@@ -1,0 +1,215 @@
+"""DSM's own pieces: splines, one style space, a smooth encoder. It has no official code."""
+
+import golden_numbers as golden
+import pytest
+import tiny
+import torch
+from test_parity import play
+from zuko.transforms import MonotonicRQSTransform
+
+from unpaired.methods import dsm
+from unpaired.networks.stargan import Mapping
+
+METRICS = golden.load("metrics")
+
+
+def flow(n=3, domains=2, affine=False, std=1.0):
+    """A flow far from the identity."""
+    torch.manual_seed(0)
+    net = dsm.Flow(domains, n, 16, bins=8, bound=5.0, affine=affine).double()
+    torch.nn.init.normal_(net.theta.weight, std=std)
+    return net
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class TestFlow:
+    @pytest.mark.parametrize("affine", [False, True])
+    def test_each_component_stands_alone_and_rises(self, affine):
+        net, z, y = flow(affine=affine), noise(5, 3), torch.tensor([0, 1, 0, 1, 1])
+        for i in range(5):
+            jacobian = torch.autograd.functional.jacobian(
+                lambda z_i, i=i: net(z_i[None], y[i : i + 1])[0], z[i]
+            )
+            assert (jacobian.diagonal() > 0).all()
+            assert (jacobian - jacobian.diagonal().diag() == 0).all()
+
+    @pytest.mark.parametrize("affine", [False, True])
+    def test_inverse(self, affine):
+        net, z, y = flow(affine=affine), 4 * noise(40, 3), torch.arange(40) % 2
+        torch.testing.assert_close(net.inverse(net(z, y), y), z)
+        assert (net(z, y) - z).abs().max() > 0.5
+
+    def test_identity_beyond_the_bound(self):
+        z = torch.tensor([[-9.0, 6.0, 7.5]], dtype=torch.float64)
+        assert torch.equal(flow()(z, torch.tensor([1])), z)
+
+    def test_starts_near_the_identity_in_every_domain(self):
+        method, _ = tiny.build("dsm")
+        z = noise(60, method.config.style_dim).float()
+        for y in range(3):
+            s = method.F(z, torch.full((60,), y))
+            assert (s - z).abs().max() < 0.05
+
+    def test_each_domain_has_its_own(self):
+        net, z = flow(), noise(4, 3)
+        s = net(z, torch.tensor([0, 1, 0, 1]))
+        s[0].sum().backward()
+        rows = net.mlp[0].weight.grad.norm(dim=1)
+        assert rows[0] > 0 and rows[1] == 0
+        assert (net(z, torch.zeros(4, dtype=torch.long)) - s)[1].abs().max() > 0.1
+
+    def test_splines_run_in_fp32_under_autocast(self):
+        net, z, y = flow().float(), noise(4, 3).float(), torch.tensor([0, 1, 0, 1])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(net(z, y), net(z, y).float())
+
+    def logits(self, row):
+        draws = (golden.given(METRICS, row[name]) for name in ("widths", "heights", "slopes"))
+        return [x.requires_grad_() for x in draws]
+
+    def test_spline_of_bounded_logits(self):
+        row = METRICS["spline_bounded_logits"]
+        logits = self.logits(row)
+        f = MonotonicRQSTransform(*(x[:, None] for x in logits), bound=row["bound"])
+        x = torch.tensor(row["points"], dtype=torch.float64).expand(3, -1)
+        y, slope = f.call_and_ladj(x)
+        close(y, row["forward"])
+        close(slope, row["log_slope"])
+        close(f.inv(x), row["inverse"])
+        points = torch.tensor(row["gradients"]["points"], dtype=torch.float64).expand(3, -1)
+        y, slope = f.call_and_ladj(points)
+        (y.sum() + 0.5 * slope.sum()).backward()
+        for x, name in zip(logits, ("widths", "heights", "slopes"), strict=True):
+            close(x.grad, row["gradients"][name])
+
+    @pytest.mark.parametrize("entry", ["spline_bounded_logits", "spline_minimum_bins_and_softplus"])
+    def test_spline_of_knots(self, entry):
+        row = METRICS[entry]
+        f = MonotonicRQSTransform(*(x[:, None] for x in self.logits(row)), bound=row["bound"])
+        names = {"horizontal": "x", "vertical": "y", "derivatives": "slope"}
+        for ours, theirs in names.items():
+            knots = [spline[theirs] for spline in row["knots"]]
+            setattr(f, ours, torch.tensor(knots, dtype=torch.float64)[:, None])
+        x = torch.tensor(row["points"], dtype=torch.float64).expand(3, -1)
+        close(f(x), row["forward"])
+        close(f.inv(x), row["inverse"])
+
+
+def close(x, expected):
+    torch.testing.assert_close(x, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+class TestGame:
+    def build(self, *overrides):
+        return tiny.build("dsm", "method.width=512", "method.max_dim=16", *overrides)[0]
+
+    def test_gradients_reach_exactly_the_networks_that_move(self):
+        method, seen = self.build(), []
+        for update, nets in play(method, tiny.batch("domains"), tiny.step()):
+            seen.append(update.nets)
+            for name, p in method.named_parameters():
+                if name.split(".")[0] != "ema":
+                    assert (p.grad is not None) == (name.split(".")[0] in nets), name
+        assert seen == ["D", "D", "D_s", "G F E", "G"]
+
+    def reached(self, method, loss):
+        """The networks that get a gradient from `loss`."""
+        return {
+            name
+            for name, net in method.named_children()
+            if name != "ema"
+            and any(
+                g is not None and g.abs().sum() > 0
+                for g in torch.autograd.grad(
+                    loss, list(net.parameters()), retain_graph=True, allow_unused=True
+                )
+            )
+        }
+
+    def test_one_space_and_smoothness_reach_the_encoder_alone(self):
+        method = self.build()
+        L = method.encode(tiny.batch("domains"), tiny.step())
+        assert self.reached(method, L["uni"]) == {"E", "D_s"}  # D_s does not move there
+        assert self.reached(method, L["smooth"]) == {"E"}
+
+    def test_the_style_discriminator_learns_alone(self):
+        method = self.build()
+        for update in method.updates(tiny.batch("domains"), tiny.step()):
+            if update.nets == "D_s":
+                assert self.reached(method, update.loss) == {"D_s"}
+
+    def test_diversity_does_not_reach_the_encoder(self):
+        method, batch = self.build(), tiny.batch("domains")
+        z = noise(2, 4, method.config.style_dim).float()
+        s, s_2 = (method.F(z_i, batch["y_ref"]) for z_i in z)
+        L = method.generate("latent", batch, s, s_2, tiny.step())
+        assert self.reached(method, L["ds_latent"]) == {"G", "F"}
+        assert self.reached(method, L["sty_latent"]) == {"G", "F", "E"}
+
+    @pytest.mark.parametrize(
+        "change, missing",
+        [("lambda_uni=0", "uni"), ("lambda_smooth=0", "smooth"), ("flow=false", None)],
+    )
+    def test_ablations(self, change, missing):
+        method, log = self.build(f"method.{change}"), {}
+        for update, _ in play(method, tiny.batch("domains"), tiny.step()):
+            log |= update.log
+        assert {"uni", "smooth"} - log.keys() == ({missing} if missing else set())
+        assert (method.D_s is None) == (missing == "uni")
+        assert isinstance(method.F, dsm.Flow if change != "flow=false" else Mapping)
+
+    def test_diversity_fades(self):
+        method, batch = self.build(), tiny.batch("domains")
+        s, s_2 = noise(2, 4, method.config.style_dim).float()
+        start, late, end = (
+            method.generate("latent", batch, s, s_2, tiny.step(i, 100))["ds_latent"].item()
+            for i in (0, 75, 100)
+        )
+        assert start < 0 and late == pytest.approx(start / 4) and end == 0
+
+
+class TestSmoothness:
+    s = torch.tensor([[0.0, 0], [3, 4], [0, 1], [0, 2], [9, 9]], dtype=torch.float64)
+    s_a = s + torch.tensor([0.0, 0.5], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 0, 2])
+
+    def test_value(self):
+        """In domain 0 the nearest are 0 -> 3 at 2, 1 -> 3 at sqrt(13), 3 -> 0 at 2; 2, though
+        nearer to 0 and 3, is of another domain, and has no partner itself; nor has 4."""
+        alpha = 2.0
+        by_hand = ((alpha + 0.5 - 2) + 0 + (alpha + 0.5 - 2)) / 3
+        assert dsm.smoothness(self.s, self.s_a, self.y, alpha).item() == pytest.approx(by_hand)
+        by_hand = ((4 + 0.5 - 2) + (4 + 0.5 - 13**0.5) + (4 + 0.5 - 2)) / 3
+        assert dsm.smoothness(self.s, self.s_a, self.y, 4.0).item() == pytest.approx(by_hand)
+
+    def test_no_partner_at_all(self):
+        s = self.s.clone().requires_grad_()
+        loss = dsm.smoothness(s, s + 1, torch.arange(5), 1.0)
+        loss.backward()
+        assert loss == 0 and s.grad.abs().sum() == 0
+
+    def test_equal_styles_have_a_finite_gradient(self):
+        s = torch.zeros(4, 3, requires_grad=True)
+        loss = dsm.smoothness(s, s * 1, torch.zeros(4), 0.1)
+        loss.backward()
+        assert loss.item() == pytest.approx(0.1) and s.grad.isfinite().all()
+
+
+class TestAugment:
+    def test_whole_image_and_its_mirror(self):
+        x = noise(2, 3, 8, 8)
+        one = torch.tensor(1 / 0.9, dtype=torch.float64).log() / torch.tensor(11 / 9).double().log()
+        draws = torch.stack([0 * one, one, 0 * one, 0 * one, 0.4 + 0 * one]).repeat(2, 1)
+        draws[1, 4] = 0.6
+        torch.testing.assert_close(dsm.augment(x, draws, True), torch.stack([x[0].flip(2), x[1]]))
+        torch.testing.assert_close(dsm.augment(x, draws, False), x)
+
+    def test_keeps_colours_and_range(self):
+        draws = torch.rand(64, 5, generator=torch.Generator().manual_seed(0))
+        x = noise(64, 3, 1, 1).float().expand(-1, -1, 16, 16)
+        torch.testing.assert_close(dsm.augment(x, draws, True), x)
+        x = noise(64, 3, 16, 16).float().clamp(-1, 1)
+        assert dsm.augment(x, draws, True).abs().max() <= 1
