@@ -168,11 +168,13 @@ def _look(path: Path, name: str, split: str, domain: str) -> _Look:
         image = read_image(data)
     except BadImage as bad:
         return _Look(name, split, domain, bad.reason)
-    thumb = Image.fromarray(image).resize((THUMB, THUMB), Image.Resampling.BOX)
+    picture = Image.fromarray(image)
+    thumb = picture.resize((THUMB, THUMB), Image.Resampling.BOX)
     small = np.asarray(thumb.convert("L").resize((9, 9), Image.Resampling.BOX)).astype(int)
     across = small[:8, 1:] - small[:8, :8] > 1  # more than rounding
     down = small[1:, :8] - small[:8, :8] > 1
     pixels = np.array(thumb)
+    spread = max(high - low for low, high in picture.getextrema())  # type: ignore[misc]
     return _Look(
         name,
         split,
@@ -182,16 +184,10 @@ def _look(path: Path, name: str, split: str, domain: str) -> _Look:
         describe(data),
         image.shape[1],
         image.shape[0],
-        _spread(image) <= 4 or float(pixels.std(axis=(0, 1)).max()) < 0.5,
+        spread <= 4 or float(pixels.std(axis=(0, 1)).max()) < 0.5,
         pixels,
         np.concatenate([across.ravel(), down.ravel()]),
     )
-
-
-def _spread(image: np.ndarray) -> int:
-    """The largest range of a channel, in levels."""
-    flat = image.reshape(-1, 3)
-    return int((flat.max(0).astype(int) - flat.min(0)).max())
 
 
 def _tally(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
