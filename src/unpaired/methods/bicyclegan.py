@@ -63,7 +63,6 @@ class Config(MethodConfig):
 
 
 class BicycleGAN(Method):
-    Config = Config
     layout = "paired"
     averaged = "G E"
     accumulates = False  # L_KL is a sum, and the batch is halved

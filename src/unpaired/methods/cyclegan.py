@@ -13,9 +13,12 @@ Two generators G: X -> Y and F: Y -> X, each of which undoes the other. The obje
     L_identity = lambda_cyc lambda_idt (E |G(y) - y|_1 + E |F(x) - x|_1)                Sec. 5.2
 
 D learns from a history of 50 generated images (Sec. 4): half of what it sees, once the history is
-full, is from earlier. With `noise` it is the `CycleGAN with noise` of MUNIT's Table 1: a code z ~
-N(0, I) is appended to the input of G and F as constant maps. Nothing in the objective asks them to
-use it.
+full, is from earlier.
+
+With `noise` it is the `CycleGAN with noise` of MUNIT's Table 1: a map of noise is appended to the
+input of G and F, drawn N(0, I) on a grid of `noise_grid` x `noise_grid` cells and enlarged to the
+image. (A code repeated at every position would do nothing: instance norm removes it.) Nothing in
+the objective asks G and F to use it.
 
 Differences from the official code: a moving average of the generators does the translating (theirs
 does not average; `train.ema=0` for theirs); the learning rate falls over fractions of the run
@@ -25,12 +28,13 @@ else: losses, gradients and updates agree with it to rounding (`tests/test_parit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, lsgan_d, lsgan_g
@@ -38,6 +42,7 @@ from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
 from unpaired.networks.patchgan import PatchGAN
 from unpaired.networks.resnet import ResNet
 
+Translate = Callable[[Tensor], Tensor]
 OPTIM = {"default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linear", "start": 0.5}}}
 
 
@@ -47,7 +52,7 @@ class Config(MethodConfig):
     lambda_cyc: float = Field(10.0, ge=0)
     lambda_idt: float = Field(0.5, ge=0)  # times lambda_cyc; 0 where colours should change
     noise: bool = False
-    noise_dim: int = Field(8, ge=1)
+    noise_grid: int = Field(8, ge=2)
     pool: int = Field(50, ge=0)  # generated images of each domain that are remembered
     dim: int = Field(64, ge=1)
     residuals: int = Field(9, ge=1)
@@ -56,7 +61,6 @@ class Config(MethodConfig):
 
 
 class CycleGAN(Method):
-    Config = Config
     layout = "two_domains"
     averaged = "G F"
     card = {
@@ -70,13 +74,13 @@ class CycleGAN(Method):
         "paper": {
             "data": {"size": 256, "zoom": 286 / 256, "batch": 1},
             "optim": OPTIM,
-            "train": {"steps": 200_000},
+            "train": {"steps": 200_000, "save_every": 5_000, "sample_every": 5_000},
         },
         "small": {
-            "method": {"dim": 16, "residuals": 3, "d_dim": 16, "d_layers": 2},
-            "data": {"size": 32, "batch": 4},
+            "method": {"dim": 24, "residuals": 3, "d_dim": 24, "d_layers": 2},
+            "data": {"size": 32, "batch": 8},
             "optim": OPTIM,
-            "train": {"steps": 3000, "ema": 0.99},
+            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 
@@ -90,43 +94,35 @@ class CycleGAN(Method):
             )
         if shape.height % ResNet.stride or shape.width % ResNet.stride:
             raise ConfigProblem(f"data.size must be a multiple of {ResNet.stride} for cyclegan.")
-        c_in = shape.channels + (config.noise_dim if config.noise else 0)
+        c = shape.channels
         self.G, self.F = (
-            ResNet(c_in, shape.channels, config.dim, config.residuals) for _ in range(2)
+            ResNet(c + config.noise, c, config.dim, config.residuals) for _ in range(2)
         )
-        self.D_X, self.D_Y = (
-            PatchGAN(shape.channels, config.d_dim, config.d_layers) for _ in range(2)
-        )
+        self.D_X, self.D_Y = (PatchGAN(c, config.d_dim, config.d_layers) for _ in range(2))
         self.pool_X, self.pool_Y = Pool(config.pool, shape), Pool(config.pool, shape)
 
-    # The game --------------------------------------------------------------------------------
+    # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x, y = batch["x_1"], batch["x_2"]
-        z_G, z_F = self.prior("z_G", x, step), self.prior("z_F", x, step)
-        fake_y, fake_x = self.G(x, z_G), self.F(y, z_F)
-        yield self.generate(x, y, fake_x, fake_y, z_G, z_F)
+        G, F = self.noisy(self.G, "G", x, step), self.noisy(self.F, "F", y, step)
+        fake_y, fake_x = G(x), F(y)
+        yield self.generate(x, y, fake_x, fake_y, G, F)
         yield self.discriminate(x, y, fake_x.detach(), fake_y.detach(), step)
 
     def generate(
-        self,
-        x: Tensor,
-        y: Tensor,
-        fake_x: Tensor,
-        fake_y: Tensor,
-        z_G: Tensor | None,
-        z_F: Tensor | None,
+        self, x: Tensor, y: Tensor, fake_x: Tensor, fake_y: Tensor, G: Translate, F: Translate
     ) -> Update:
-        G, F, D_X, D_Y, w = self.G, self.F, self.D_X, self.D_Y, self.config
+        D_X, D_Y, w = self.D_X, self.D_Y, self.config
         L = {
             "adv_G": lsgan_g([D_Y(fake_y)]),  # (1)
             "adv_F": lsgan_g([D_X(fake_x)]),
-            "cyc_x": w.lambda_cyc * l1(F(fake_y, z_F), x),  # (2)
-            "cyc_y": w.lambda_cyc * l1(G(fake_x, z_G), y),
+            "cyc_x": w.lambda_cyc * l1(F(fake_y), x),  # (2)
+            "cyc_y": w.lambda_cyc * l1(G(fake_x), y),
         }
         if w.lambda_idt:
-            L["idt_x"] = w.lambda_cyc * w.lambda_idt * l1(F(x, z_F), x)  # Sec. 5.2
-            L["idt_y"] = w.lambda_cyc * w.lambda_idt * l1(G(y, z_G), y)
+            L["idt_x"] = w.lambda_cyc * w.lambda_idt * l1(F(x), x)  # Sec. 5.2
+            L["idt_y"] = w.lambda_cyc * w.lambda_idt * l1(G(y), y)
         loss = torch.stack(list(L.values())).sum()
         return Update("G F", loss, {name: part.detach() for name, part in L.items()})
 
@@ -140,18 +136,19 @@ class CycleGAN(Method):
         L_D_Y = lsgan_d([D_Y(y)], [D_Y(fake_y)]) / 2
         return Update("D_X D_Y", L_D_X + L_D_Y, {"D_X": L_D_X.detach(), "D_Y": L_D_Y.detach()})
 
-    def prior(self, name: str, x: Tensor, step: Step) -> Tensor | None:
-        """A code from N(0, I), (B, noise_dim); None without noise."""
+    def noisy(self, net: nn.Module, name: str, x: Tensor, step: Step) -> Translate:
+        """`net` as a function of images alone: its noise is one for all of a step."""
         if not self.config.noise:
-            return None
-        return step.normal(name, x.shape[0], self.config.noise_dim, like=x)
+            return net
+        z = step.normal(f"z_{name}", len(x), self.config.noise_grid**2, like=x)
+        return lambda x: net(with_noise(x, z))
 
     def dice(self, name: str, fakes: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Two uniform numbers an image: whether the pool swaps it, and for which."""
         draw = partial(step.uniform, like=self.pool_X.images)  # not bf16: it rounds up to 1
         return draw(f"{name}.swap", len(fakes)), draw(f"{name}.which", len(fakes))
 
-    # The verbs -------------------------------------------------------------------------------
+    # The verbs -----------------------------------------------------------------------------------
 
     def styles(self, source: int, target: int) -> frozenset[str]:
         if source == target:
@@ -165,16 +162,24 @@ class CycleGAN(Method):
         return x
 
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
-        return (self.F, self.G)[target](content, style)
+        return (self.F, self.G)[target](with_noise(content, style))
 
     def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
         if not self.config.noise:
             return super().sample_style(n, target, generator)
-        return torch.randn(n, self.config.noise_dim, generator=generator)
+        return torch.randn(n, self.config.noise_grid**2, generator=generator)
 
     @property
     def stride(self) -> int:
         return ResNet.stride
+
+
+def with_noise(x: Tensor, z: Tensor | None) -> Tensor:
+    """Images (B, C, H, W), noise (B, k * k) on a grid -> (B, C + 1, H, W); `x` without noise."""
+    if z is None:
+        return x
+    k = round(z.shape[1] ** 0.5)
+    return torch.cat([x, functional.interpolate(z.view(-1, 1, k, k), x.shape[2:])], dim=1)
 
 
 class Pool(nn.Module):

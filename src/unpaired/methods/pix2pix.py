@@ -52,7 +52,6 @@ class Config(MethodConfig):
 
 
 class Pix2Pix(Method):
-    Config = Config
     layout = "paired"
     averaged = "G"
     accumulates = False  # BatchNorm

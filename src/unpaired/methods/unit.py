@@ -64,7 +64,6 @@ class Config(MethodConfig):
 
 
 class UNIT(Method):
-    Config = Config
     layout = "two_domains"
     averaged = "G_1 G_2"
     card = {

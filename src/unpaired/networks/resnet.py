@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from unpaired.networks.blocks import Conv, Residual
@@ -40,16 +39,8 @@ class ResNet(nn.Module):
         conv = nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1)
         return nn.Sequential(conv, nn.InstanceNorm2d(c_out), nn.ReLU())
 
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """`z` (B, n), if given, is appended to the image as constant maps; `c_in` counts them."""
-        return self.rgb(self.up(self.residuals(self.down(with_code(x, z)))))
-
-
-def with_code(x: Tensor, z: Tensor | None) -> Tensor:
-    """Maps x (B, C, H, W), a code z (B, n) repeated at every position -> (B, C + n, H, W)."""
-    if z is None:
-        return x
-    return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rgb(self.up(self.residuals(self.down(x))))
 
 
 def gaussian(net: nn.Module, std: float = 0.02) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from unpaired.networks.resnet import gaussian, with_code
+from unpaired.networks.resnet import gaussian
 
 
 class UNet(nn.Module):
@@ -74,3 +74,10 @@ class UNet(nn.Module):
         n, _, h, w = x.shape
         inner = range(len(self.widths) - 1, 0, -1)[:layers]
         return [(n, self.widths[i - 1], h >> i, w >> i) for i in inner]
+
+
+def with_code(x: Tensor, z: Tensor | None) -> Tensor:
+    """Maps x (B, C, H, W), a code z (B, n) repeated at every position -> (B, C + n, H, W)."""
+    if z is None:
+        return x
+    return torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
