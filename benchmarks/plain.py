@@ -29,7 +29,9 @@ class AdaIN(nn.Module):
     def forward(self, x):
         b, c, h, w = x.shape
         x = x.contiguous().view(1, b * c, h, w)
-        x = F.batch_norm(x, None, None, self.scale.reshape(-1), self.shift.reshape(-1), training=True)
+        x = F.batch_norm(
+            x, None, None, self.scale.reshape(-1), self.shift.reshape(-1), training=True
+        )
         return x.view(b, c, h, w)
 
 
@@ -45,7 +47,9 @@ def conv(a, b, k, s, p, norm=None, act=None):
 class Residual(nn.Module):
     def __init__(self, c, norm):
         super().__init__()
-        self.body = nn.Sequential(conv(c, c, 3, 1, 1, norm, nn.ReLU(True)), conv(c, c, 3, 1, 1, norm))
+        self.body = nn.Sequential(
+            conv(c, c, 3, 1, 1, norm, nn.ReLU(True)), conv(c, c, 3, 1, 1, norm)
+        )
 
     def forward(self, x):
         return self.body(x) + x
@@ -56,8 +60,13 @@ class Generator(nn.Module):
         super().__init__()
         widths = [dim, 2 * dim, 4 * dim, 4 * dim, 4 * dim]
         layers = [conv(channels, dim, 7, 1, 3, None, nn.ReLU(True))]
-        layers += [conv(a, b, 4, 2, 1, None, nn.ReLU(True)) for a, b in zip(widths, widths[1:], strict=False)]
-        self.style = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], style, 1))
+        layers += [
+            conv(a, b, 4, 2, 1, None, nn.ReLU(True))
+            for a, b in zip(widths, widths[1:], strict=False)
+        ]
+        self.style = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Conv2d(widths[-1], style, 1)
+        )
         layers, c = [conv(channels, dim, 7, 1, 3, nn.InstanceNorm2d, nn.ReLU(True))], dim
         for _ in range(down):
             layers.append(conv(c, 2 * c, 4, 2, 1, nn.InstanceNorm2d, nn.ReLU(True)))
@@ -65,13 +74,20 @@ class Generator(nn.Module):
         self.content = nn.Sequential(*layers, *(Residual(c, nn.InstanceNorm2d) for _ in range(res)))
         layers = [Residual(c, AdaIN) for _ in range(res)]
         for _ in range(down):
-            layers += [nn.Upsample(scale_factor=2), conv(c, c // 2, 5, 1, 2, LayerNorm, nn.ReLU(True))]
+            layers += [
+                nn.Upsample(scale_factor=2),
+                conv(c, c // 2, 5, 1, 2, LayerNorm, nn.ReLU(True)),
+            ]
             c //= 2
         self.decoder = nn.Sequential(*layers, conv(c, channels, 7, 1, 3, None, nn.Tanh()))
         self.norms = [m for m in self.decoder.modules() if isinstance(m, AdaIN)]
         numbers = sum(2 * m.c for m in self.norms)
         self.mlp = nn.Sequential(
-            nn.Linear(style, mlp), nn.ReLU(True), nn.Linear(mlp, mlp), nn.ReLU(True), nn.Linear(mlp, numbers)
+            nn.Linear(style, mlp),
+            nn.ReLU(True),
+            nn.Linear(mlp, mlp),
+            nn.ReLU(True),
+            nn.Linear(mlp, numbers),
         )
 
     def encode(self, x):
@@ -80,7 +96,10 @@ class Generator(nn.Module):
     def decode(self, content, style):
         numbers = self.mlp(style.flatten(1))
         for norm in self.norms:
-            norm.shift, norm.scale = numbers[:, : norm.c].contiguous(), numbers[:, norm.c : 2 * norm.c].contiguous()
+            norm.shift, norm.scale = (
+                numbers[:, : norm.c].contiguous(),
+                numbers[:, norm.c : 2 * norm.c].contiguous(),
+            )
             numbers = numbers[:, 2 * norm.c :]
         return self.decoder(content)
 

@@ -37,8 +37,14 @@ class Ours:
     """A step of the product, on a batch that lies ready."""
 
     def __init__(self, case, method, precision_name, channels_last=True, compiled=False):
-        settings = {"name": method} | ({k: case[k] for k in ("dim", "d_dim")} if method == "munit" else {})
-        self.run = load(method=settings, data={"size": case["size"], "batch": case["batch"]}, train={"precision": precision_name})
+        settings = {"name": method} | (
+            {k: case[k] for k in ("dim", "d_dim")} if method == "munit" else {}
+        )
+        self.run = load(
+            method=settings,
+            data={"size": case["size"], "batch": case["batch"]},
+            train={"precision": precision_name},
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.precision = precision(self.run, torch.device(device))
         self.fabric = Fabric(accelerator=device, devices=1, precision=self.precision)
@@ -56,7 +62,14 @@ class Ours:
 
     def step(self):
         steps = [Step(self.index, 1000)]
-        train_step(self.fabric, self.method, self.optimizers, [self.batch], steps, dict.fromkeys(self.optimizers))
+        train_step(
+            self.fabric,
+            self.method,
+            self.optimizers,
+            [self.batch],
+            steps,
+            dict.fromkeys(self.optimizers),
+        )
         self.method.update_averages(0.999)
         self.index += 1
 
@@ -80,8 +93,12 @@ class Ceiling:
     def __init__(self, precision_name):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if precision_name == "bf16-mixed" else torch.float32
-        self.conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
-        x = torch.randn(4, 256, 64, 64, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        self.conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(
+            device, dtype, memory_format=torch.channels_last
+        )
+        x = torch.randn(4, 256, 64, 64, device=device, dtype=dtype).contiguous(
+            memory_format=torch.channels_last
+        )
         self.x = x.requires_grad_()
         self.operations = 3 * 2 * 4 * 256 * 256 * 9 * 64 * 64
 
@@ -107,9 +124,20 @@ def operations(thing):
 
 def peak(case, args, plain):
     """Megabytes, in a process of its own."""
-    words = [sys.executable, __file__, "--memory", json.dumps(case), "--method", args.method, "--precision", args.precision]
+    words = [
+        sys.executable,
+        __file__,
+        "--memory",
+        json.dumps(case),
+        "--method",
+        args.method,
+        "--precision",
+        args.precision,
+    ]
     words += ["--plain"] if plain else []
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(
+        subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def memory(args):
@@ -129,7 +157,9 @@ def main():
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--method", default="munit")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--contiguous", action="store_true", help="ours without channels-last memory")
+    parser.add_argument(
+        "--contiguous", action="store_true", help="ours without channels-last memory"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
@@ -137,13 +167,19 @@ def main():
     args = parser.parse_args()
     if args.memory:
         return memory(args)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print("| case | step | precision | ms | images/s | times plain | GFLOP | GFLOP/s | of ceiling | peak MB |")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    print(
+        "| case | step | precision | ms | images/s | times plain | GFLOP | GFLOP/s | of ceiling | peak MB |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in args.cases:
         case = CASES[name]
         things = {"plain": Plain(case)} if args.method == "munit" else {}
-        things[args.method] = Ours(case, args.method, args.precision, not args.contiguous, args.compile)
+        things[args.method] = Ours(
+            case, args.method, args.precision, not args.contiguous, args.compile
+        )
         ceilings = {p: Ceiling(p) for p in {t.precision for t in things.values()}}
         for thing in [*things.values(), *ceilings.values()]:
             thing.step()
@@ -153,11 +189,25 @@ def main():
                 times[key].append(seconds(thing))
         for key, thing in things.items():
             s = statistics.median(times[key])
-            ratio = statistics.median(p / o for p, o in zip(times.get("plain", times[key]), times[key], strict=True))
+            ratio = statistics.median(
+                p / o for p, o in zip(times.get("plain", times[key]), times[key], strict=True)
+            )
             top = ceilings[thing.precision].operations / statistics.median(times[thing.precision])
             flop = operations(thing)
-            row = [name, key, thing.precision, f"{s * 1e3:.0f}", f"{2 * case['batch'] / s:.1f}", f"{ratio:.2f}"]
-            row += [f"{flop / 1e9:.0f}", f"{flop / s / 1e9:.0f}", f"{flop / s / top:.0%}", f"{peak(case, args, key == 'plain'):.0f}"]
+            row = [
+                name,
+                key,
+                thing.precision,
+                f"{s * 1e3:.0f}",
+                f"{2 * case['batch'] / s:.1f}",
+                f"{ratio:.2f}",
+            ]
+            row += [
+                f"{flop / 1e9:.0f}",
+                f"{flop / s / 1e9:.0f}",
+                f"{flop / s / top:.0%}",
+                f"{peak(case, args, key == 'plain'):.0f}",
+            ]
             print(f"| {' | '.join(row)} |", flush=True)
 
 

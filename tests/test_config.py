@@ -63,11 +63,15 @@ def test_usage_errors_leave_with_2(capsys):
 
 
 def test_says_a_setting_in_one_way():
-    assert override("optim.F.lr=5e-7") == {"optim": {"F": {"lr": "5e-7"}}}  # YAML 1.1 reads a string ...
+    assert override("optim.F.lr=5e-7") == {
+        "optim": {"F": {"lr": "5e-7"}}
+    }  # YAML 1.1 reads a string ...
     config = load(None, ["optim.G_1.lr=5e-7"], method={"name": "munit"})
     assert config.optimizer("G_1").lr == 5e-7  # ... which the types mend
     assert config.optimizer("D_1").lr == 1e-4
-    assert config.optimizer("G_1").weight_decay == 1e-4  # what it does not say it takes from default
+    assert (
+        config.optimizer("G_1").weight_decay == 1e-4
+    )  # what it does not say it takes from default
 
 
 def test_strength_of_what_is_said(tmp_path):

@@ -25,9 +25,21 @@ RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unpaired":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "unpaired"
+        ):
             parts = node.module.split(".")
-            yield from [parts[1]] if len(parts) > 1 else [a.name for a in node.names if (ROOT / a.name).exists() or (ROOT / f"{a.name}.py").exists()]
+            yield from (
+                [parts[1]]
+                if len(parts) > 1
+                else [
+                    a.name
+                    for a in node.names
+                    if (ROOT / a.name).exists() or (ROOT / f"{a.name}.py").exists()
+                ]
+            )
 
 
 def test_imports_run_one_way():

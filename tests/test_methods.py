@@ -44,7 +44,11 @@ def style(method, ways, target, n):
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_reach_exactly_the_named_networks(name):
     method, _ = tiny.build(name)
-    nets = {n for n, net in method.named_children() if n != "ema" and any(True for _ in net.parameters())}
+    nets = {
+        n
+        for n, net in method.named_children()
+        if n != "ema" and any(True for _ in net.parameters())
+    }
     moved = set()
     for update in method.updates(tiny.batch(method.layout), tiny.step()):
         named = update.nets.split()
@@ -70,7 +74,9 @@ def test_a_round_moves_every_network_and_the_averages_follow(name, fabric):
     method.update_averages(0.5)
     after = dict(method.named_parameters())
     for net in optimizers:
-        assert any(not torch.equal(after[k], before[k]) for k in after if k.startswith(f"{net}.")), net
+        assert any(
+            not torch.equal(after[k], before[k]) for k in after if k.startswith(f"{net}.")
+        ), net
     for net in method.averaged.split():
         for k in (k for k in after if k.startswith(f"{net}.")):
             torch.testing.assert_close(after[f"ema.{k}"], (before[f"ema.{k}"] + after[k]) / 2)
@@ -112,7 +118,9 @@ def test_accumulation_equals_the_whole_batch_or_is_refused(name, fabric):
         train_step(fabric, method, optimizers, micro, steps, dict.fromkeys(optimizers))
         results.append(dict(method.named_parameters()))
     for k, v in results[0].items():
-        torch.testing.assert_close(v, results[1][k], rtol=0, atol=1e-6, msg=k)  # Adam divides rounding by itself
+        torch.testing.assert_close(
+            v, results[1][k], rtol=0, atol=1e-6, msg=k
+        )  # Adam divides rounding by itself
 
 
 class Shared(tiny.Step):
@@ -123,7 +131,9 @@ class Shared(tiny.Step):
         object.__setattr__(self, "parts", parts)
 
     def draw(self, name, kind, shape):
-        whole = tiny.Step(self.index, self.total).draw(name, kind, (shape[0] * self.parts, *shape[1:]))
+        whole = tiny.Step(self.index, self.total).draw(
+            name, kind, (shape[0] * self.parts, *shape[1:])
+        )
         return whole[self.microbatch :: self.parts]
 
 
@@ -140,5 +150,8 @@ def test_card_and_docstring(name):
     assert {"title", "authors", "venue", "year", "url"} <= set(method.card)
     text = __import__(method.__module__, fromlist=["_"]).__doc__
     assert method.card["title"] in " ".join(text.split())
-    assert "Differences from the official code" in " ".join(text.split()) or "no official code" in text.lower()
+    assert (
+        "Differences from the official code" in " ".join(text.split())
+        or "no official code" in text.lower()
+    )
     assert {"paper", "small"} <= set(method.presets)

@@ -22,7 +22,9 @@ def munit_file(tmp_path):
     networks = golden.load("munit")["networks"]
     states = {}
     for domain in "ab":
-        states[domain] = {k: v.float() for k, v in golden.parameters(networks[f"gen_{domain}"]).items()}
+        states[domain] = {
+            k: v.float() for k, v in golden.parameters(networks[f"gen_{domain}"]).items()
+        }
         for name, shape in networks[f"gen_{domain}"]["buffers"]:
             states[domain][name] = torch.zeros(shape)
     torch.save(states, tmp_path / "gen_00000001.pt")
@@ -31,7 +33,23 @@ def munit_file(tmp_path):
 
 def test_munit_checkpoint(munit_file, tmp_path):
     model = tmp_path / "model.safetensors"
-    assert main(["weights", "import", "munit", str(munit_file), str(model), "--domains", "cat", "dog", "--size", "64"]) == 0
+    assert (
+        main(
+            [
+                "weights",
+                "import",
+                "munit",
+                str(munit_file),
+                str(model),
+                "--domains",
+                "cat",
+                "dog",
+                "--size",
+                "64",
+            ]
+        )
+        == 0
+    )
     t = Translator.load(model)
     data = golden.load("munit")
     x = golden.given(data, "munit.x_a.0").float()
@@ -49,7 +67,10 @@ def test_T_M01_pickled_code_is_not_run(tmp_path):
         def __reduce__(self):
             return (open, (str(canary), "w"))
 
-    for name, write in {"torch.pt": lambda p: torch.save({"a": Payload()}, p), "plain.pt": lambda p: p.write_bytes(pickle.dumps(Payload()))}.items():
+    for name, write in {
+        "torch.pt": lambda p: torch.save({"a": Payload()}, p),
+        "plain.pt": lambda p: p.write_bytes(pickle.dumps(Payload())),
+    }.items():
         path = tmp_path / name
         write(path)
         with pytest.raises(DataProblem, match=name):
@@ -59,7 +80,10 @@ def test_T_M01_pickled_code_is_not_run(tmp_path):
 
 def test_T_M03_bombs(tmp_path):
     torch.save({"a": torch.zeros(1000)}, tmp_path / "x.pt")
-    with zipfile.ZipFile(tmp_path / "x.pt") as plain, zipfile.ZipFile(tmp_path / "zip.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as plain,
+        zipfile.ZipFile(tmp_path / "zip.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for entry in plain.namelist():
             bomb.writestr(entry, plain.read(entry))
     torch.save({"a": torch.zeros(1).expand(200_000, 200_000)}, tmp_path / "stride.pt")
@@ -83,10 +107,15 @@ def test_vgg_weights(kind, tmp_path):
     places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
     if kind == "imagenet":
         convs = dict(zip(dict.fromkeys(n.split(".")[0] for n in state), places, strict=True))
-        state = {f"features.{convs[n.split('.')[0]]}.{n.split('.')[1]}": v for n, v in state.items()}
+        state = {
+            f"features.{convs[n.split('.')[0]]}.{n.split('.')[1]}": v for n, v in state.items()
+        }
     torch.save(state, tmp_path / "vgg.pth")
     out = tmp_path / "vgg.safetensors"
-    assert main(["weights", "convert", str(tmp_path / "vgg.pth"), str(out), "--preprocessing", kind]) == 0
+    assert (
+        main(["weights", "convert", str(tmp_path / "vgg.pth"), str(out), "--preprocessing", kind])
+        == 0
+    )
     tensors, about = load_model(out)
     assert about["preprocessing"] == kind
     assert all(torch.equal(tensors[n], v) for n, v in net.state_dict().items())

@@ -69,7 +69,9 @@ class TestMUNIT:
         for ours, theirs in self.official_name.items():
             net = method.get_submodule(ours)
             given = golden.parameters(self.data["networks"][theirs])
-            net.load_state_dict({n: given.pop(self.theirs(ours, n)) for n, _ in net.named_parameters()})
+            net.load_state_dict(
+                {n: given.pop(self.theirs(ours, n)) for n, _ in net.named_parameters()}
+            )
             assert not given
         return method
 
@@ -125,7 +127,9 @@ class TestMUNIT:
         m, expected = self.method(**changes), self.data["variants"][variant]["at_initial_weights"]
         for update, nets in play(m, self.batch(0), self.step(0)):
             move = self.moves[update.nets]
-            assert update.loss.item() == pytest.approx(expected[f"{move}_losses"][f"loss_{move}_total"])
+            assert update.loss.item() == pytest.approx(
+                expected[f"{move}_losses"][f"loss_{move}_total"]
+            )
             self.same_losses(update, expected[f"{move}_losses"])
             for ours, net in nets.items():
                 rows = expected[f"{move}_grads"][self.official_name[ours]]
@@ -182,7 +186,9 @@ class TestMUNIT:
     @pytest.mark.parametrize("gan", ["lsgan", "nsgan"])
     def test_adversarial(self, gan):
         row = self.data["units"][f"adversarial_{gan}"]
-        real, fake = ([golden.given(self.data, label) for label in row[k]] for k in ("real", "fake"))
+        real, fake = (
+            [golden.given(self.data, label) for label in row[k]] for k in ("real", "fake")
+        )
         d, g = getattr(losses, f"{gan}_d"), getattr(losses, f"{gan}_g")
         assert d(real, fake).item() == pytest.approx(row["dis"], rel=1e-12)
         assert g(fake).item() == pytest.approx(row["gen"], rel=1e-12)

@@ -68,8 +68,18 @@ def test_T37_two_processes_agree(tmp_path):
     for name, seed in (("a", "1"), ("b", "2")):
         config = tmp_path / f"{name}.yaml"
         config.write_text(tiny.run(steps=2).to_yaml())
-        command = [sys.executable, "-m", "unpaired", "train", str(config), "--out", str(tmp_path / name)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "unpaired",
+            "train",
+            str(config),
+            "--out",
+            str(tmp_path / name),
+        ]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
@@ -82,12 +92,14 @@ def test_T18_a_step_that_is_not_finite_moves_nothing(tmp_path, monkeypatch):
         if step.index != 2:
             return update
         seen.append({k: v.clone() for k, v in self.named_parameters() if k.startswith("G_")})
-        return update._replace(loss=update.loss * math.nan, log={**update.log, "x_1": update.log["x_1"] * math.nan})
+        return update._replace(
+            loss=update.loss * math.nan, log={**update.log, "x_1": update.log["x_1"] * math.nan}
+        )
 
     monkeypatch.setattr(MUNIT, "generate", faulty)
     monkeypatch.setattr(train.Trainer, "skip", spy := Spy(train.Trainer.skip))
     fit(tiny.run(steps=4), tmp_path / "x")
-    (trainer, fault, files, _), = spy.calls
+    ((trainer, fault, files, _),) = spy.calls
     assert "x_1" in str(fault) and len(files) == 8
     assert all(torch.equal(v, spy.states[0][k]) for k, v in seen[0].items())
     skips = [r for r in RunFolder(tmp_path / "x").read_log() if "skipped" in r]
@@ -146,7 +158,12 @@ def test_draws_depend_on_their_key_alone():
     a, b = step.normal("s_1", 2, 8, like=x), step.normal("s_2", 2, 8, like=x)
     assert not torch.equal(a, b)
     assert torch.equal(a, Step(3, 10, seed=1).normal("s_1", 2, 8, like=x))
-    others = [Step(4, 10, seed=1), Step(3, 10, seed=2), Step(3, 10, 1, rank=1), Step(3, 10, 1, microbatch=1)]
+    others = [
+        Step(4, 10, seed=1),
+        Step(3, 10, seed=2),
+        Step(3, 10, 1, rank=1),
+        Step(3, 10, 1, microbatch=1),
+    ]
     assert not any(torch.equal(a, other.normal("s_1", 2, 8, like=x)) for other in others)
 
 

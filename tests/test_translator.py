@@ -35,15 +35,59 @@ def pixels(images):
 def test_command_line_equals_python(run, photo, tmp_path):
     t = Translator.load(run)
     outputs = t.translate(photo, to="painted", styles=3, seed=5)
-    assert main(["translate", str(run), str(photo), "--to", "painted", "--styles", "3", "--seed", "5", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "translate",
+                str(run),
+                str(photo),
+                "--to",
+                "painted",
+                "--styles",
+                "3",
+                "--seed",
+                "5",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     files = sorted(tmp_path.glob("ein*.png"))
     assert pixels(Image.open(f) for f in files) == pixels(outputs)
     assert (tmp_path / "sheet-painted.png").is_file()
     reference = t.translate(photo, to="painted", style_from=photo)
-    main(["translate", str(run), str(photo), "--to", "painted", "--style-from", str(photo), "--out", str(tmp_path / "r")])
+    main(
+        [
+            "translate",
+            str(run),
+            str(photo),
+            "--to",
+            "painted",
+            "--style-from",
+            str(photo),
+            "--out",
+            str(tmp_path / "r"),
+        ]
+    )
     assert pixels([Image.open(next((tmp_path / "r").glob("ein*.png")))]) == pixels(reference)
     line = t.interpolate(photo, 1, photo, to="painted", steps=3)
-    main(["translate", str(run), str(photo), "--to", "painted", "--interpolate", "1", str(photo), "--steps", "3", "--out", str(tmp_path / "i")])
+    main(
+        [
+            "translate",
+            str(run),
+            str(photo),
+            "--to",
+            "painted",
+            "--interpolate",
+            "1",
+            str(photo),
+            "--steps",
+            "3",
+            "--out",
+            str(tmp_path / "i"),
+        ]
+    )
     assert pixels(Image.open(f) for f in sorted((tmp_path / "i").glob("ein*.png"))) == pixels(line)
 
 
@@ -52,7 +96,17 @@ def test_a_folder_with_bad_files(run, photo, tmp_path, capsys):
     folder.mkdir()
     Image.open(photo).save(folder / "good.jpg")
     (folder / "bad.jpg").write_text("<html>404</html>")
-    command = ["translate", str(run), str(folder), "--to", "painted", "--styles", "1", "--out", str(tmp_path / "out")]
+    command = [
+        "translate",
+        str(run),
+        str(folder),
+        "--to",
+        "painted",
+        "--styles",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(command) == 0
     assert "bad.jpg" in capsys.readouterr().out
     assert main([*command, "--strict"]) == 65
@@ -62,8 +116,12 @@ def test_a_folder_with_bad_files(run, photo, tmp_path, capsys):
 
 def test_the_first_styles_of_a_seed_stay(run, photo):
     t = Translator.load(run)
-    assert pixels(t.translate(photo, "painted", styles=2, seed=1)) == pixels(t.translate(photo, "painted", styles=20, seed=1)[:2])
-    assert pixels(t.translate(photo, "painted", styles=1, seed=1)) != pixels(t.translate(photo, "painted", styles=1, seed=2))
+    assert pixels(t.translate(photo, "painted", styles=2, seed=1)) == pixels(
+        t.translate(photo, "painted", styles=20, seed=1)[:2]
+    )
+    assert pixels(t.translate(photo, "painted", styles=1, seed=1)) != pixels(
+        t.translate(photo, "painted", styles=1, seed=2)
+    )
 
 
 def test_interpolation_begins_and_ends_at_its_styles(run, photo):
@@ -131,7 +189,9 @@ def note(folder):
 def test_grey_and_rectangular(tmp_path):
     config = tiny.run("munit", "data.channels=1", "data.size=[16, 24]", steps=1)
     train.fit(config, RunFolder(tmp_path), say=lambda line: None)
-    (out,) = Translator.load(tmp_path).translate(Scenes("outline", (32, 48), "test", 0, 1)[0].image, "painted", styles=1)
+    (out,) = Translator.load(tmp_path).translate(
+        Scenes("outline", (32, 48), "test", 0, 1)[0].image, "painted", styles=1
+    )
     assert out.mode == "L" and out.size == (24, 16)
 
 

@@ -22,7 +22,9 @@ def train(args: argparse.Namespace) -> None:
     config = settings.pop(0) if settings and "=" not in settings[0] else None
     if args.resume:
         if config or args.method or args.data or args.init:
-            raise ConfigProblem("--resume RUN goes on with the run's own config: leave the rest out, but for train.* settings.")
+            raise ConfigProblem(
+                "--resume RUN goes on with the run's own config: leave the rest out, but for train.* settings."
+            )
         folder = RunFolder(args.resume)
         fit(load(saved_config(args.resume), settings), folder, resume=True)
         return
@@ -44,7 +46,9 @@ def saved_config(run: Path) -> Path:
 
     path = run / "config.yaml"
     if not path.is_file():
-        raise ConfigProblem(f"{run} is not a run: there is no {path}; name a folder made by `unpaired train`.")
+        raise ConfigProblem(
+            f"{run} is not a run: there is no {path}; name a folder made by `unpaired train`."
+        )
     return path
 
 
@@ -92,7 +96,11 @@ def convert(args: argparse.Namespace) -> None:
     from unpaired import official
     from unpaired.checkpoint import save_model
 
-    save_model(args.output, official.vgg16(args.file), {"network": "vgg16", "preprocessing": args.preprocessing})
+    save_model(
+        args.output,
+        official.vgg16(args.file),
+        {"network": "vgg16", "preprocessing": args.preprocessing},
+    )
     print(f"Written: {args.output}  (use it as method.vgg={args.output})")
 
 
@@ -105,7 +113,9 @@ def import_official(args: argparse.Namespace) -> None:
     tensors, settings = official.munit(args.file)
     run = load(method=settings, data={"size": args.size})
     save_model(args.output, tensors, metadata(run, args.domains, 0))
-    print(f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {args.domains[1]})")
+    print(
+        f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {args.domains[1]})"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,26 +131,68 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     c = command(commands, "train", train, "learn to translate from folders of images")
-    c.add_argument("settings", nargs="*", metavar="[CONFIG.yaml] key=value", help="a config and settings such as train.steps=1000")
+    c.add_argument(
+        "settings",
+        nargs="*",
+        metavar="[CONFIG.yaml] key=value",
+        help="a config and settings such as train.steps=1000",
+    )
     c.add_argument("--method", help="munit, ... or my_lab.cut for a file of your own")
-    c.add_argument("--data", nargs="+", metavar="DIR", help="a folder, two folders, or `scenes` for the built-in ones")
-    c.add_argument("--preset", choices=("small", "paper"), help="small: minutes on a CPU; paper: the publication's settings")
+    c.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DIR",
+        help="a folder, two folders, or `scenes` for the built-in ones",
+    )
+    c.add_argument(
+        "--preset",
+        choices=("small", "paper"),
+        help="small: minutes on a CPU; paper: the publication's settings",
+    )
     c.add_argument("--out", type=Path, metavar="RUN", help="the run folder (default: runs/METHOD)")
-    c.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run, exactly where it was")
-    c.add_argument("--init", type=Path, metavar="RUN", help="start from the networks of another run")
+    c.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run, exactly where it was"
+    )
+    c.add_argument(
+        "--init", type=Path, metavar="RUN", help="start from the networks of another run"
+    )
 
     c = command(commands, "translate", translate, "translate an image or a folder")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
     c.add_argument("--to", required=True, metavar="DOMAIN", help="the target domain")
-    c.add_argument("--source", metavar="DOMAIN", help="the domain of the images (default: the other one of two)")
-    c.add_argument("--styles", type=int, default=8, metavar="N", help="random styles for each image (default 8)")
+    c.add_argument(
+        "--source",
+        metavar="DOMAIN",
+        help="the domain of the images (default: the other one of two)",
+    )
+    c.add_argument(
+        "--styles",
+        type=int,
+        default=8,
+        metavar="N",
+        help="random styles for each image (default 8)",
+    )
     c.add_argument("--style-from", type=Path, metavar="REF", help="take the style of this image")
-    c.add_argument("--interpolate", nargs=2, metavar=("A", "B"), help="from style A to style B: seeds or images")
-    c.add_argument("--steps", type=int, default=9, metavar="N", help="pictures of an interpolation (default 9)")
+    c.add_argument(
+        "--interpolate",
+        nargs=2,
+        metavar=("A", "B"),
+        help="from style A to style B: seeds or images",
+    )
+    c.add_argument(
+        "--steps", type=int, default=9, metavar="N", help="pictures of an interpolation (default 9)"
+    )
     c.add_argument("--seed", type=int, default=0, help="of the random styles (default 0)")
-    c.add_argument("--size", type=int, metavar="PX", help="shorter side to work at (default: the training size)")
-    c.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/translations)")
+    c.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="shorter side to work at (default: the training size)",
+    )
+    c.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: RUN/translations)"
+    )
     c.add_argument("--strict", action="store_true", help="fail if any image cannot be read")
 
     c = command(commands, "evaluate", evaluate, "measure a trained model")
@@ -148,7 +200,9 @@ def parser() -> argparse.ArgumentParser:
 
     command(commands, "methods", methods, "list the methods and what each needs")
 
-    weights = commands.add_parser("weights", help="bring in published weights", description="Bring in published weights.")
+    weights = commands.add_parser(
+        "weights", help="bring in published weights", description="Bring in published weights."
+    )
     kinds = weights.add_subparsers(metavar="ACTION", required=True)
     c = command(kinds, "convert", convert, "make the VGG-16 file that perceptual losses need")
     c.add_argument("file", type=Path, help="a published file of VGG-16, .pth")
@@ -163,13 +217,19 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("method", choices=("munit",))
     c.add_argument("file", type=Path, help="a generator checkpoint, gen_*.pt")
     c.add_argument("output", type=Path, help="the model.safetensors to write")
-    c.add_argument("--domains", nargs=2, default=["a", "b"], metavar=("A", "B"), help="names of its domains")
+    c.add_argument(
+        "--domains", nargs=2, default=["a", "b"], metavar=("A", "B"), help="names of its domains"
+    )
     c.add_argument("--size", type=int, default=256, help="its training size (default 256)")
     return p
 
 
-def command(commands: argparse._SubParsersAction, name: str, function: Command, text: str) -> argparse.ArgumentParser:
-    p: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def command(
+    commands: argparse._SubParsersAction, name: str, function: Command, text: str
+) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
     p.set_defaults(function=function)
     return p
 

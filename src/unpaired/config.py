@@ -27,14 +27,20 @@ class Data(Section):
     """Where the images come from and how they are cut."""
 
     root: str | tuple[str, ...] | None = None  # a folder, several, or "scenes": see docs/data.md
-    domains: tuple[str, ...] | None = None  # which domains, in which order; default: all that are found
-    size: Annotated[int, Field(ge=8)] | tuple[int, int] = 256  # side of the square crop, or (height, width)
+    domains: tuple[str, ...] | None = (
+        None  # which domains, in which order; default: all that are found
+    )
+    size: Annotated[int, Field(ge=8)] | tuple[int, int] = (
+        256  # side of the square crop, or (height, width)
+    )
     zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
     flip: bool = True  # mirror half of the images
     channels: Literal[1, 3] = 3
     batch: int = Field(1, ge=1)  # images of each domain in a step
     workers: int | Literal["auto"] = "auto"  # processes that read; auto: none on a CPU
-    max_bad: float = Field(0.05, ge=0, le=1)  # the share of unreadable images at which training refuses
+    max_bad: float = Field(
+        0.05, ge=0, le=1
+    )  # the share of unreadable images at which training refuses
     count: int = Field(2000, ge=1)  # scenes of each domain
 
     @property
@@ -108,15 +114,15 @@ class Run(Section):
         torch.manual_seed(self.train.seed)
         method = self.method_class()(self.method, domains, Shape(*self.data.hw, self.data.channels))
         method.start_averages()
-        return method
+        return method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110
+        )
 
 
-def load(
-    path: str | Path | None = None, overrides: Iterable[str] = (), **base: Any
-) -> Run:
+def load(path: str | Path | None = None, overrides: Iterable[str] = (), **base: Any) -> Run:
     """A run's config from a YAML file, `key=value` words and nested dictionaries (`method={"name": "munit"}`)."""
     said = merge(read_yaml(path) if path else {}, base)
     for word in overrides:
@@ -129,17 +135,24 @@ def resolve(said: Mapping[str, Any]) -> Run:
     section = said.get("method")
     name = section.get("name") if isinstance(section, Mapping) else section
     if not isinstance(name, str):
-        raise ConfigProblem("The config names no method: say --method munit, or `method: {name: munit}` in the file.")
+        raise ConfigProblem(
+            "The config names no method: say --method munit, or `method: {name: munit}` in the file."
+        )
     method = find_method(name)
     preset = said.get("preset", "paper")
     if method.presets and preset not in method.presets:
-        raise ConfigProblem(f"preset: {name} has no preset '{preset}': {nearest(str(preset), method.presets)}")
+        raise ConfigProblem(
+            f"preset: {name} has no preset '{preset}': {nearest(str(preset), method.presets)}"
+        )
     tree = merge(method.presets.get(preset, {}), said)
     settings = {"name": name, **(tree["method"] if isinstance(tree["method"], Mapping) else {})}
     optim = tree.get("optim", {})
     default = optim.get("default", {}) if isinstance(optim, Mapping) else {}
     if isinstance(optim, Mapping):
-        optim = {net: merge(default, own) if isinstance(own, Mapping) else own for net, own in optim.items()}
+        optim = {
+            net: merge(default, own) if isinstance(own, Mapping) else own
+            for net, own in optim.items()
+        }
         optim = {"default": default, **optim}
     try:
         config = method.Config.model_validate(settings)
@@ -164,7 +177,9 @@ def override(word: str) -> dict[str, Any]:
     """`optim.F.lr=5e-7` -> {"optim": {"F": {"lr": 5e-7}}}"""
     key, sign, value = word.partition("=")
     if not sign or not key:
-        raise ConfigProblem(f"'{word}' is not a setting: write key=value, such as train.steps=1000.")
+        raise ConfigProblem(
+            f"'{word}' is not a setting: write key=value, such as train.steps=1000."
+        )
     try:
         tree: Any = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -178,7 +193,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigProblem(f"There is no config file {path}: give a YAML file, or --method and --data.") from None
+        raise ConfigProblem(
+            f"There is no config file {path}: give a YAML file, or --method and --data."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigProblem(f"{path} cannot be read as a config: {error}.") from None
     except yaml.YAMLError as error:
@@ -186,7 +203,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigProblem(f"{path} is not valid YAML{line}: mend it there.") from None
     if not isinstance(tree, dict):
-        raise ConfigProblem(f"{path} is not a config: it should hold `method:`, `data:`, `optim:`, `train:`.")
+        raise ConfigProblem(
+            f"{path} is not a config: it should hold `method:`, `data:`, `optim:`, `train:`."
+        )
     return tree
 
 
@@ -204,14 +223,18 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
     if fault["type"] == "extra_forbidden":
         fields = fields_at(model, location[:-1])
         return f"{'.'.join([*prefix, *location])}: there is no such key: {nearest(location[-1], fields)}"
-    steps = [part for part in location if part.isidentifier() and "[" not in part and part not in ("int", "str")]
+    steps = [
+        part
+        for part in location
+        if part.isidentifier() and "[" not in part and part not in ("int", "str")
+    ]
     message = fault["msg"][0].lower() + fault["msg"][1:]
     return f"{'.'.join([*prefix, *steps])}: {message}, not {fault['input']!r}: correct it."
 
 
 def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
     """The keys of the section that `location` leads to."""
-    sections = {"data": Data, "optim": Optim, "train": Train, "decay": Decay}
+    sections: dict[str, type[BaseModel]] = {"data": Data, "optim": Optim, "train": Train, "decay": Decay}
     for part in location:
         model = sections.get(part, model)
     return list(model.model_fields)

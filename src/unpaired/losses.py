@@ -16,7 +16,9 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 
 def lsgan_d(real: Iterable[Tensor], fake: Iterable[Tensor]) -> Tensor:
     """Least squares, real 1 and fake 0, summed over scales (Mao et al., ICCV 2017)."""
-    return torch.stack([((r - 1) ** 2).mean() + (f**2).mean() for r, f in zip(real, fake, strict=True)]).sum()
+    return torch.stack(
+        [((r - 1) ** 2).mean() + (f**2).mean() for r, f in zip(real, fake, strict=True)]
+    ).sum()
 
 
 def lsgan_g(fake: Iterable[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ A method knows no trainer and no data; the trainer knows no method. `docs/design
 from __future__ import annotations
 
 import copy
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -98,13 +99,24 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]]
+    config: Any  # an instance of `Config`
     layout: ClassVar[Layout]  # the data that it trains on
-    averaged: ClassVar[str]  # the networks that translate: each has a moving average, model.safetensors holds these
+    averaged: ClassVar[
+        str
+    ]  # the networks that translate: each has a moving average, model.safetensors holds these
     accumulates: ClassVar[bool] = True  # False where the loss couples the batch
     card: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # title, authors, venue, year, url
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})  # "paper", "small": parts of a run's config
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {}
+    )  # "paper", "small": parts of a run's config
 
-    def __init__(self, config: MethodConfig, domains: tuple[str, ...], shape: Shape) -> None:
+    def __init_subclass__(cls) -> None:
+        """`Config` is the class of that name in the method's file."""
+        super().__init_subclass__()
+        if config := getattr(sys.modules[cls.__module__], "Config", None):
+            cls.Config = config
+
+    def __init__(self, config: Any, domains: tuple[str, ...], shape: Shape) -> None:
         super().__init__()
         self.config, self.domains, self.shape = config, domains, shape
 
@@ -134,7 +146,9 @@ class Method(nn.Module, ABC):
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor | None:
         """The styles of the images `reference` of domain `target` (reference-guided)."""
-        raise ConfigProblem(f"{self.name} takes no reference image: leave the style out or sample it.")
+        raise ConfigProblem(
+            f"{self.name} takes no reference image: leave the style out or sample it."
+        )
 
     def translate(self, x: Tensor, source: int, target: int, style: Tensor | None) -> Tensor:
         """Images `x` of domain `source` in domain `target`, under `style` (B, ...)."""
@@ -153,7 +167,9 @@ class Method(nn.Module, ABC):
 
     def start_averages(self) -> None:
         """Copies of the networks in `averaged`, made after their initialisation, named `ema.<net>`."""
-        self.ema = nn.ModuleDict({net: copy.deepcopy(getattr(self, net)) for net in self.averaged.split()})
+        self.ema = nn.ModuleDict(
+            {net: copy.deepcopy(getattr(self, net)) for net in self.averaged.split()}
+        )
         self.ema.requires_grad_(False)
 
     @torch.no_grad()

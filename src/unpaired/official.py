@@ -124,17 +124,22 @@ def augmented_generator(residuals: int, conditional: bool) -> dict[str, str]:
     return names
 
 
+def augmented_norm(ours: str, theirs: str) -> dict[str, str]:
+    """The two parameters of an affine norm, which the official code of Augmented CycleGAN wrote."""
+    return {f"{ours}.weight": f"{theirs}.scale", f"{ours}.bias": f"{theirs}.shift"}
+
+
+def augmented_encoder(layers: int) -> dict[str, str]:
+    """Modules of Augmented CycleGAN's `Encoder` -> modules of the official E_B."""
+    return {f"convs.{i}": f"conv_modules.{i}" for i in range(3 * layers + 1)} | {"mu": "enc_mu"}
+
+
 def augmented_discriminator(blocks: int) -> dict[str, str]:
     """Modules of Augmented CycleGAN's D_A and D_B -> modules of the official ones."""
     names = {f"{i}": f"model.{i}" for i in range(3 * blocks)}
     for i in range(3, 3 * blocks, 3):
         names |= augmented_norm(f"{i}", f"model.{i}")
     return names
-
-
-def augmented_encoder(layers: int) -> dict[str, str]:
-    """Modules of Augmented CycleGAN's `Encoder` -> modules of the official E_B."""
-    return {f"convs.{i}": f"conv_modules.{i}" for i in range(3 * layers + 1)} | {"mu": "enc_mu"}
 
 
 def translated(names: dict[str, str], ours: str) -> str:
@@ -163,13 +168,17 @@ def read_pickle(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise DataProblem(f"{path} is compressed inside, as published weights never are: it is refused.")
+                    raise DataProblem(
+                        f"{path} is compressed inside, as published weights never are: it is refused."
+                    )
         held = torch.load(path, map_location="cpu", weights_only=True)
     except DataProblem:
         raise
     except Exception as error:  # of a hostile file, anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataProblem(f"{path} is not a file of plain tensors, so it is not read ({reason[:120]}).") from None
+        raise DataProblem(
+            f"{path} is not a file of plain tensors, so it is not read ({reason[:120]})."
+        ) from None
     for tensor in tensors_in(held):
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise DataProblem(f"{path} holds a tensor larger than its data: it is refused.")
@@ -187,8 +196,14 @@ def tensors_in(held: Any) -> Iterator[Tensor]:
 def munit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The generators of an official MUNIT checkpoint (`gen_*.pt`): our tensors, and the `method` section they fit."""
     held = read_pickle(path)
-    if not isinstance(held, Mapping) or not {"a", "b"} <= held.keys() or "mlp.model.0.fc.weight" not in held["a"]:
-        raise DataProblem(f"{path} is not a generator checkpoint of MUNIT (gen_*.pt): name that file.")
+    if (
+        not isinstance(held, Mapping)
+        or not {"a", "b"} <= held.keys()
+        or "mlp.model.0.fc.weight" not in held["a"]
+    ):
+        raise DataProblem(
+            f"{path} is not a generator checkpoint of MUNIT (gen_*.pt): name that file."
+        )
     a = held["a"]
     first, mlp = a["enc_content.model.0.conv.weight"], a["mlp.model.0.fc.weight"]
     downsamplings = sum(f"enc_content.model.{i}.conv.weight" in a for i in range(1, 10))
@@ -217,7 +232,9 @@ def ours_of(names: Mapping[str, str], theirs: str) -> str:
     for n in range(len(parts), 0, -1):
         if module := back.get(".".join(parts[:n])):
             return ".".join([module, *parts[n:]])
-    raise DataProblem(f"The checkpoint holds an unknown parameter, {theirs}: it is of another version or method.")
+    raise DataProblem(
+        f"The checkpoint holds an unknown parameter, {theirs}: it is of another version or method."
+    )
 
 
 def vgg16(path: Path) -> dict[str, Tensor]:
@@ -226,7 +243,11 @@ def vgg16(path: Path) -> dict[str, Tensor]:
 
     held = read_pickle(path)
     names = [f"conv{i}_{j}" for i, block in enumerate(BLOCKS, 1) for j in range(1, len(block) + 1)]
-    places = [n + j for n, size in ((0, 2), (5, 2), (10, 3), (17, 3), (24, 3)) for j in range(0, 2 * size, 2)]
+    places = [
+        n + j
+        for n, size in ((0, 2), (5, 2), (10, 3), (17, 3), (24, 3))
+        for j in range(0, 2 * size, 2)
+    ]
     theirs = [f"features.{n}" for n in places] if "features.0.weight" in held else names
     try:
         return {
@@ -235,4 +256,6 @@ def vgg16(path: Path) -> dict[str, Tensor]:
             for kind in ("weight", "bias")
         }
     except (KeyError, TypeError, AttributeError):
-        raise DataProblem(f"{path} does not hold VGG-16 (features.0.weight ... or conv1_1.weight ...).") from None
+        raise DataProblem(
+            f"{path} does not hold VGG-16 (features.0.weight ... or conv1_1.weight ...)."
+        ) from None

@@ -55,7 +55,9 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         f"<p class=soft>Translate: <code>unpaired translate {html.escape(str(folder.path))} IMAGE --to DOMAIN</code></p>",
         f"<pre>{html.escape(run.to_yaml())}</pre>",
     ]
-    page = document(f"{run.method.name} · {folder.path.name}", "".join(parts), refresh=20 if alive else 0)
+    page = document(
+        f"{run.method.name} · {folder.path.name}", "".join(parts), refresh=20 if alive else 0
+    )
     try:
         write_atomic(folder.path / "index.html", page.encode())
     except StorageProblem:
@@ -76,7 +78,11 @@ def samples(folder: RunFolder) -> str:
     for kind, sheets in kinds.items():
         step, name = sheets[-1]
         earlier = "".join(figure(n, f"step {s}") for s, n in reversed(sheets[:-1]))
-        more = f"<details><summary>earlier, {len(sheets) - 1}</summary>{earlier}</details>" if earlier else ""
+        more = (
+            f"<details><summary>earlier, {len(sheets) - 1}</summary>{earlier}</details>"
+            if earlier
+            else ""
+        )
         parts.append(figure(name, f"{kind}, step {step}") + more)
     return "".join(parts) or "<p class=soft>None yet.</p>"
 
@@ -94,16 +100,25 @@ def curves(log: Sequence[Mapping[str, Any]]) -> str:
     for record in log:
         for name, value in record["losses"].items():
             series[name].append((record["step"], value))
-    return f"<div class=grid>{''.join(plot(n, p) for n, p in series.items())}</div>" if series else "<p class=soft>None yet.</p>"
+    return (
+        f"<div class=grid>{''.join(plot(n, p) for n, p in series.items())}</div>"
+        if series
+        else "<p class=soft>None yet.</p>"
+    )
 
 
-def plot(name: str, points: Sequence[tuple[float, float]], width: int = 300, height: int = 130) -> str:
+def plot(
+    name: str, points: Sequence[tuple[float, float]], width: int = 300, height: int = 130
+) -> str:
     """A line over the steps as inline SVG, at most 300 points, axes from 0 or the least value."""
     points = points[:: max(1, len(points) // 300)]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     low, high = min(0.0, *ys), max(ys)
     reach, span = max(xs[-1], 1), (high - low) or 1
-    line = " ".join(f"{30 + (width - 38) * x / reach:.1f},{height - 18 - (height - 36) * (y - low) / span:.1f}" for x, y in zip(xs, ys, strict=True))
+    line = " ".join(
+        f"{30 + (width - 38) * x / reach:.1f},{height - 18 - (height - 36) * (y - low) / span:.1f}"
+        for x, y in zip(xs, ys, strict=True)
+    )
     text = 'font-size="10" fill="currentColor" opacity=".6"'
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img"><title>{html.escape(name)}</title>'

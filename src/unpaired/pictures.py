@@ -16,7 +16,9 @@ def to_images(x: Tensor) -> list[Image.Image]:
     """(B, C, H, W) in [-1, 1] -> PIL images, RGB or grey; values outside are clamped."""
     x = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
     arrays = x.permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)) for a in arrays]
+    return [
+        Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)) for a in arrays
+    ]
 
 
 def from_array(image: np.ndarray) -> Tensor:
@@ -34,14 +36,15 @@ def sheet(
     width = max(image.width for row in rows for image in row if image)
     heights = [max(image.height for image in row if image) for row in rows]
     across = max(len(row) for row in rows)
-    font = ImageFont.load_default(size=max(10, min(16, width // 6)))
-    line = int(font.size * 1.6)
+    size = max(10, min(16, width // 6))
+    font = ImageFont.load_default(size=size)
+    line = int(size * 1.6)
     top = (line + 4 if title else 0) + (line if columns else 0) + GAP
     lefts = [GAP + i * (width + GAP) + (3 * GAP if i >= set_apart else 0) for i in range(across)]
     page = Image.new("RGB", (lefts[-1] + width + GAP, top + sum(h + GAP for h in heights)), PAPER)
     pen = ImageDraw.Draw(page)
     if title:
-        pen.text((GAP, 3), title, INK, ImageFont.load_default(size=font.size + 2))
+        pen.text((GAP, 3), title, INK, ImageFont.load_default(size=size + 2))
     for left, text in zip(lefts, columns, strict=False):
         pen.text((left, top - line - 1), text, INK, font)
     for row, height in zip(rows, heights, strict=True):
@@ -54,7 +57,9 @@ def sheet(
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
     """Sheets under one another."""
-    page = Image.new("RGB", (max(s.width for s in sheets), sum(s.height + 8 for s in sheets)), PAPER)
+    page = Image.new(
+        "RGB", (max(s.width for s in sheets), sum(s.height + 8 for s in sheets)), PAPER
+    )
     y = 0
     for s in sheets:
         page.paste(s, (0, y))

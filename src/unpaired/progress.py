@@ -15,7 +15,9 @@ def say(line: str) -> None:
 class Progress:
     """Durations come from the monotonic clock. Off a terminal a line is printed every `every` seconds."""
 
-    def __init__(self, start: int, total: int, batch: int, say: Callable[[str], None], every: float = 15) -> None:
+    def __init__(
+        self, start: int, total: int, batch: int, say: Callable[[str], None], every: float = 15
+    ) -> None:
         self.start, self.total, self.batch, self.say = start, total, batch, say
         self.every = 0.0 if sys.stderr.isatty() else every
         self.begun = time.monotonic()
@@ -44,7 +46,9 @@ class Progress:
     def done(self) -> None:
         if sys.stderr.isatty():
             print(file=sys.stderr)
-        self.say(f"Trained {self.total - self.start} steps in {duration(time.monotonic() - self.begun)}.")
+        self.say(
+            f"Trained {self.total - self.start} steps in {duration(time.monotonic() - self.begun)}."
+        )
 
 
 def duration(seconds: float) -> str:

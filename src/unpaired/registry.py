@@ -36,12 +36,18 @@ def find_method(name: str) -> type[Method]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigProblem(f"method.name: {name} needs the package {error.name}: install it.") from error
+            raise ConfigProblem(
+                f"method.name: {name} needs the package {error.name}: install it."
+            ) from error
         raise ConfigProblem(
             f"method.name: no module '{name}' can be imported from here: run from the folder that holds "
             f"{name.split('.')[0]}, or put that folder on PYTHONPATH."
         ) from error
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
+        if (
+            isinstance(value, type)
+            and issubclass(value, Method)
+            and value.__module__ == module.__name__
+        ):
             return value
     raise ConfigProblem(f"method.name: the module '{name}' defines no Method.")

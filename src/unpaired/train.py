@@ -46,32 +46,31 @@ def train_step(
     Raises `Skipped`, with no parameter moved by the faulty move, where a loss or a gradient is not finite.
     """
     rounds = [method.updates(batch, step) for batch, step in zip(microbatches, steps, strict=True)]
-    log: dict[str, Tensor] = {}
+    log: dict[str, Any] = {}
     while True:
         for updates in rounds:
             with fabric.autocast():  # entered anew for each move: it caches weights
                 update = next(updates, None)
             if update is None:
                 return log
-            nets = update.nets.split()
-            params = [p for net in nets for p in method.get_submodule(net).parameters() if p.requires_grad]
+            nets = {net: method.get_submodule(net) for net in update.nets.split()}
+            params = [p for net in nets.values() for p in net.parameters() if p.requires_grad]
             fabric.backward(update.loss / len(rounds), inputs=params)
             for name, part in update.log.items():
                 log[name] = log.get(name, 0) + part.detach() / len(rounds)
         if torch.distributed.is_initialized():
             average_gradients(params)
-        norms = {net: gradient_norm(method.get_submodule(net)) for net in nets}
-        if not bool(torch.isfinite(torch.stack(list(norms.values()))).all()):  # the one wait of a move
-            for net in nets:
-                optimizers[net].zero_grad()
-            names = [n for n, part in update.log.items() if not bool(torch.isfinite(part))]
-            raise Skipped(", ".join(names) or f"the gradient of {' '.join(nets)}")
-        for net in nets:
-            if clip := clips[net]:
-                grads = [p.grad for p in method.get_submodule(net).parameters() if p.grad is not None]
-                torch._foreach_mul_(grads, (clip / norms[net]).clamp(max=1.0))
-            optimizers[net].step()
-            optimizers[net].zero_grad()
+        norms = {name: gradient_norm(net) for name, net in nets.items()}
+        if not torch.stack(list(norms.values())).isfinite().all():  # the one wait of a move
+            method.zero_grad()
+            odd = [name for name, part in log.items() if not part.isfinite()]
+            raise Skipped(", ".join(odd) or f"the gradient of {' '.join(nets)}")
+        for name, net in nets.items():
+            if clip := clips[name]:
+                grads = [p.grad for p in net.parameters() if p.grad is not None]
+                torch._foreach_mul_(grads, (clip / norms[name]).clamp(max=1.0))
+            optimizers[name].step()
+            optimizers[name].zero_grad()
 
 
 def gradient_norm(net: torch.nn.Module) -> Tensor:
@@ -99,7 +98,9 @@ def build_optimizers(method: Method, run: Run) -> dict[str, torch.optim.Optimize
     }
     for name in run.optim:
         if name != "default" and name not in nets:
-            raise ConfigProblem(f"optim.{name}: {run.method.name} has no network {name}: {nearest(name, nets)}")
+            raise ConfigProblem(
+                f"optim.{name}: {run.method.name} has no network {name}: {nearest(name, nets)}"
+            )
     return {name: optimizer(run.optimizer(name), net) for name, net in nets.items()}
 
 
@@ -111,12 +112,14 @@ def optimizer(o: Optim, net: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, o.lr, o.betas, weight_decay=o.weight_decay, **fused)
 
 
-def precision(run: Run, device: torch.device) -> str:
+def precision(run: Run, device: torch.device) -> Any:
     """bf16 where the machine has matrix units for it, else fp32."""
     if run.train.precision != "auto":
         return run.train.precision
     if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        )
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if device.type == "cpu" and fast else "32-true"
 
@@ -138,18 +141,22 @@ def fit(
         except Stopped as stop:
             raise SystemExit(stop.code) from None
         except Problem as problem:
-            folder.write_status("diverged" if isinstance(problem, Diverged) else "failed", trainer.step, str(problem))
+            folder.write_status(
+                "diverged" if isinstance(problem, Diverged) else "failed",
+                trainer.step,
+                str(problem),
+            )
             raise
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
             h, w = run.data.hw
-            problem = OutOfMemory(
+            no_memory = OutOfMemory(
                 f"Out of memory at step {trainer.step} with batch {run.data.batch} at {h} x {w}: lower data.batch or "
                 "data.size, or split the batch by train.accumulate=2. The last checkpoint is intact."
             )
-            folder.write_status("failed", trainer.step, str(problem))
-            raise problem from None
+            folder.write_status("failed", trainer.step, str(no_memory))
+            raise no_memory from None
 
 
 class Stopped(Exception):
@@ -163,7 +170,12 @@ class Trainer:
     """The state of one run: method, optimizers, data and where it stands."""
 
     def __init__(
-        self, run: Run, folder: RunFolder, resume: bool, init: Path | None, say: Callable[[str], None]
+        self,
+        run: Run,
+        folder: RunFolder,
+        resume: bool,
+        init: Path | None,
+        say: Callable[[str], None],
     ) -> None:
         self.run, self.folder, self.say = run, folder, say
         self.step = self.skipped = self.failed_saves = 0
@@ -176,9 +188,11 @@ class Trainer:
                 "split: set train.accumulate=1 and lower data.batch instead."
             )
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision(run, torch.device(accelerator)))
+        self.fabric = Fabric(
+            accelerator=accelerator, devices=1, precision=precision(run, torch.device(accelerator))
+        )
         self.fabric.launch()
-        self.method = run.build(self.dataset.domains).to(self.fabric.device, memory_format=torch.channels_last)
+        self.method = run.build(self.dataset.domains).to(self.fabric.device)
         self.optimizers = build_optimizers(self.method, run)
         saved = self.method.state_dict().keys()
         self.buffers = [b for name, b in self.method.named_buffers() if name in saved]
@@ -229,7 +243,9 @@ class Trainer:
                 self.save()
             if asked and self.step < run.train.steps:
                 folder.write_status("preempted", self.step, f"signal {asked[0]}", 128 + asked[0])
-                self.say(f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}")
+                self.say(
+                    f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}"
+                )
                 raise Stopped(128 + asked[0])
         self.export()
         folder.write_status("done", self.step)
@@ -242,13 +258,20 @@ class Trainer:
         for net, o in self.optimizers.items():
             settings = run.optimizer(net)
             o.param_groups[0]["lr"] = settings.lr * settings.decay.at(self.step / run.train.steps)
-        torch.manual_seed(run.train.seed * 1_000_003 + self.step)  # dropout: a function of the step too
-        steps = [Step(self.step, run.train.steps, run.train.seed, self.fabric.global_rank, m) for m in range(n)]
+        torch.manual_seed(
+            run.train.seed * 1_000_003 + self.step
+        )  # dropout: a function of the step too
+        steps = [
+            Step(self.step, run.train.steps, run.train.seed, self.fabric.global_rank, m)
+            for m in range(n)
+        ]
         microbatches = [{k: x[m::n] for k, x in batch.items()} for m in range(n)]
         clips = {net: run.optimizer(net).clip for net in self.optimizers}
         buffers = [b.clone() for b in self.buffers]
         try:
-            losses = train_step(self.fabric, self.method, self.optimizers, microbatches, steps, clips)
+            losses = train_step(
+                self.fabric, self.method, self.optimizers, microbatches, steps, clips
+            )
         except Skipped as fault:
             self.skip(fault, files, buffers)
             return {}
@@ -263,7 +286,9 @@ class Trainer:
                 now.copy_(before)
         self.skipped += 1
         self.folder.append_log({"step": self.step, "skipped": str(fault), "files": list(files)})
-        self.say(f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(files[:8])}")
+        self.say(
+            f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(files[:8])}"
+        )
         if self.skipped >= MAX_SKIPPED:
             raise Diverged(
                 f"{MAX_SKIPPED} steps in a row were not finite, the last by {fault}: lower optim.default.lr, and look "
@@ -273,10 +298,18 @@ class Trainer:
     def record(self, recent: Sequence[Mapping[str, Tensor]], progress: Progress) -> dict[str, Any]:
         """The means of the latest losses, for the log."""
         names = dict.fromkeys(name for losses in recent for name in losses)
-        parts = {n: torch.stack([losses[n].float() for losses in recent if n in losses]).mean() for n in names}
+        parts = {
+            n: torch.stack([losses[n].float() for losses in recent if n in losses]).mean()
+            for n in names
+        }
         values = {n: round(float(part), 6) for n, part in parts.items() if bool(part.isfinite())}
         lr = {net: o.param_groups[0]["lr"] for net, o in self.optimizers.items()}
-        return {"step": self.step, "losses": values, "lr": lr, "images_per_second": round(progress.rate(self.step), 2)}
+        return {
+            "step": self.step,
+            "losses": values,
+            "lr": lr,
+            "images_per_second": round(progress.rate(self.step), 2),
+        }
 
     def workers(self) -> int:
         if self.run.data.workers != "auto":
@@ -291,7 +324,11 @@ class Trainer:
         for net, o in self.optimizers.items():
             for i, state in o.state_dict()["state"].items():
                 tensors |= {f"optim.{net}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        state = {"step": self.step, "domains": list(self.dataset.domains), "run": self.run.model_dump(mode="json")}
+        state = {
+            "step": self.step,
+            "domains": list(self.dataset.domains),
+            "run": self.run.model_dump(mode="json"),
+        }
         try:
             self.folder.save(self.step, tensors, state, keep=self.run.train.keep)
             self.export()
@@ -306,14 +343,22 @@ class Trainer:
         """model.safetensors: the averaged networks, with all that is needed to use them."""
         source = self.method.ema if self.run.train.ema else self.method
         tensors = {
-            f"{net}.{k}": v for net in self.method.averaged.split() for k, v in source.get_submodule(net).state_dict().items()
+            f"{net}.{k}": v
+            for net in self.method.averaged.split()
+            for k, v in source.get_submodule(net).state_dict().items()
         }
-        save_model(self.folder.path / "model.safetensors", tensors, metadata(self.run, self.dataset.domains, self.step))
+        save_model(
+            self.folder.path / "model.safetensors",
+            tensors,
+            metadata(self.run, self.dataset.domains, self.step),
+        )
 
     def restore(self) -> None:
         found = self.folder.newest()
         if found is None:
-            raise ConfigProblem(f"{self.folder.path} holds no checkpoint to resume from: train it first.")
+            raise ConfigProblem(
+                f"{self.folder.path} holds no checkpoint to resume from: train it first."
+            )
         self.step, tensors, state = found
         load_tensors(self.method, tensors)
         for net, o in self.optimizers.items():
@@ -330,12 +375,18 @@ class Trainer:
         """Starts from the networks of another run, as far as their names and shapes agree."""
         found = RunFolder(path).newest()
         if found is None:
-            raise ConfigProblem(f"--init: {path} holds no checkpoint: name a run folder that was trained.")
+            raise ConfigProblem(
+                f"--init: {path} holds no checkpoint: name a run folder that was trained."
+            )
         own = self.method.state_dict()
-        theirs = {k.removeprefix("method."): v for k, v in found[1].items() if k.startswith("method.")}
+        theirs = {
+            k.removeprefix("method."): v for k, v in found[1].items() if k.startswith("method.")
+        }
         fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
         if not fitting:
-            raise ConfigProblem(f"--init: nothing in {path} fits this method and its sizes: use the same method.* settings.")
+            raise ConfigProblem(
+                f"--init: nothing in {path} fits this method and its sizes: use the same method.* settings."
+            )
         self.method.load_state_dict(fitting, strict=False)
         self.say(f"Starting from {len(fitting)} of {len(own)} tensors of {path}.")
 
@@ -362,7 +413,9 @@ class Trainer:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ConfigProblem("train.tensorboard needs the extra `log`: pip install 'unpaired[log]'.") from None
+            raise ConfigProblem(
+                "train.tensorboard needs the extra `log`: pip install 'unpaired[log]'."
+            ) from None
         writer = SummaryWriter(str(self.folder.path / "tensorboard"))
 
         def write(record: Mapping[str, Any]) -> None:
@@ -382,9 +435,13 @@ def load_tensors(method: Method, tensors: Mapping[str, Tensor]) -> None:
     """The method's state out of a checkpoint; names what does not fit."""
     state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     own = method.state_dict()
-    odd = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
+    odd = sorted(own.keys() ^ state.keys()) or sorted(
+        k for k in own if own[k].shape != state[k].shape
+    )
     if odd:
-        raise ConfigProblem(f"The checkpoint does not fit the config: {', '.join(odd[:4])} differ; resume with its own config.")
+        raise ConfigProblem(
+            f"The checkpoint does not fit the config: {', '.join(odd[:4])} differ; resume with its own config."
+        )
     method.load_state_dict(state)
 
 

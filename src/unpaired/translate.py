@@ -43,7 +43,9 @@ def translate_files(args: argparse.Namespace) -> int:
     if not done:
         raise DataProblem(f"No image of {escape(args.images)} can be read: see the lines above.")
     write(out / f"sheet-{safe(args.to)}.png", sheet(rows, title=f"to {args.to}"))
-    say(f"{done} images to {args.to}, {len(outputs)} each; all on one sheet: {out / f'sheet-{safe(args.to)}.png'}")
+    say(
+        f"{done} images to {args.to}, {len(outputs)} each; all on one sheet: {out / f'sheet-{safe(args.to)}.png'}"
+    )
     return DataProblem.exit_code if bad and args.strict else 0
 
 
@@ -69,7 +71,9 @@ def one(translator: Translator, path: Path, args: argparse.Namespace) -> list[Im
     if args.interpolate:
         a, b = (style(word) for word in args.interpolate)
         return translator.interpolate(path, a, b, args.to, args.steps, args.source, args.size)
-    return translator.translate(path, args.to, args.styles, args.seed, args.style_from, args.source, args.size)
+    return translator.translate(
+        path, args.to, args.styles, args.seed, args.style_from, args.source, args.size
+    )
 
 
 def style(word: str) -> Style:
@@ -77,7 +81,9 @@ def style(word: str) -> Style:
     if word.lstrip("-").isdecimal():
         return int(word)
     if not os.path.exists(word):
-        raise ConfigProblem(f"--interpolate: {escape(word)} is neither a seed nor an image that exists.")
+        raise ConfigProblem(
+            f"--interpolate: {escape(word)} is neither a seed nor an image that exists."
+        )
     return Path(word)
 
 

@@ -39,32 +39,44 @@ class Translator:
     The statistics that a style acts on change with size: far from the training size, styles fade or exaggerate.
     """
 
-    def __init__(self, method: Method, run: Run, step: int = 0, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, method: Method, run: Run, step: int = 0, device: str | torch.device = "cpu"
+    ) -> None:
         self.method, self.run, self.step = method.eval().to(device), run, step
         self.device = torch.device(device)
         self.domains = method.domains
 
     @classmethod
-    def load(cls, path: str | PathLike[str], device: str | torch.device | None = None) -> Translator:
+    def load(
+        cls, path: str | PathLike[str], device: str | torch.device | None = None
+    ) -> Translator:
         """From a run folder or a model.safetensors. Raises `DataProblem` for a file that is not one of ours."""
         path = Path(path)
         file = path / "model.safetensors" if path.is_dir() else path
         if not file.exists():
-            raise ConfigProblem(f"{escape(path)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`.")
+            raise ConfigProblem(
+                f"{escape(path)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`."
+            )
         tensors, about = load_model(file)
         if about.get("format") != FORMAT:
-            raise DataProblem(f"{escape(file)} is not a model of this tool: name a run folder, or import it by `unpaired weights import`.")
+            raise DataProblem(
+                f"{escape(file)} is not a model of this tool: name a run folder, or import it by `unpaired weights import`."
+            )
         run = resolve(json.loads(about["config"]))
         method = run.build(tuple(json.loads(about["domains"])))
         nets = set(method.averaged.split())
         own = {k: v for k, v in method.state_dict().items() if k.split(".")[0] in nets}
-        odd = sorted(own.keys() ^ tensors.keys()) or sorted(k for k in own if own[k].shape != tensors[k].shape)
+        odd = sorted(own.keys() ^ tensors.keys()) or sorted(
+            k for k in own if own[k].shape != tensors[k].shape
+        )
         if odd:
-            raise DataProblem(f"{escape(file)} does not hold the networks that its config describes ({', '.join(odd[:3])}): train or download it again.")
+            raise DataProblem(
+                f"{escape(file)} does not hold the networks that its config describes ({', '.join(odd[:3])}): train or download it again."
+            )
         method.load_state_dict(tensors, strict=False)
         method.ema = torch.nn.ModuleDict()  # the file holds the averages already
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(method.to(memory_format=torch.channels_last), run, int(about["step"]), device)
+        return cls(method, run, int(about["step"]), device)
 
     # The verbs -----------------------------------------------------------------------------------
 
@@ -87,7 +99,14 @@ class Translator:
         return self.render(self.prepare(image, size), source_index, target, codes)
 
     def interpolate(
-        self, image: Picture, a: Style, b: Style, to: str, steps: int = 9, source: str | None = None, size: int | None = None
+        self,
+        image: Picture,
+        a: Style,
+        b: Style,
+        to: str,
+        steps: int = 9,
+        source: str | None = None,
+        size: int | None = None,
     ) -> list[Image.Image]:
         """`image` in domain `to` along the straight line from style `a` to style `b`, ends included.
 
@@ -95,7 +114,9 @@ class Translator:
         """
         source_index, target = self.direction(to, source)
         ends = [self.style(s, target, source_index) for s in (a, b)]
-        codes = torch.cat([torch.lerp(ends[0], ends[1], t) for t in torch.linspace(0, 1, steps).to(self.device)])
+        codes = torch.cat(
+            [torch.lerp(ends[0], ends[1], t) for t in torch.linspace(0, 1, steps).to(self.device)]
+        )
         return self.render(self.prepare(image, size), source_index, target, codes)
 
     @torch.inference_mode()
@@ -109,7 +130,9 @@ class Translator:
 
     def index(self, domain: str) -> int:
         if domain not in self.domains:
-            raise ConfigProblem(f"There is no domain '{domain}' in this model: {nearest(domain, self.domains)}")
+            raise ConfigProblem(
+                f"There is no domain '{domain}' in this model: {nearest(domain, self.domains)}"
+            )
         return self.domains.index(domain)
 
     def direction(self, to: str, source: str | None) -> tuple[int, int]:
@@ -120,7 +143,9 @@ class Translator:
         return (1 - target if len(self.domains) == 2 else 0), target
 
     @torch.inference_mode()
-    def codes(self, target: int, source: int, styles: int, seed: int, style_from: Picture | None) -> Tensor | None:
+    def codes(
+        self, target: int, source: int, styles: int, seed: int, style_from: Picture | None
+    ) -> Tensor | None:
         """The styles (n, ...) that a request names; None for a method that has none."""
         ways = self.method.styles(source, target)
         if style_from is not None:
@@ -128,7 +153,9 @@ class Translator:
         if "latent" in ways:
             return random_styles(self.method, styles, target, seed).to(self.device)
         if "reference" in ways:
-            raise ConfigProblem(f"{self.run.method.name} takes its style from an image: say --style-from REF.")
+            raise ConfigProblem(
+                f"{self.run.method.name} takes its style from an image: say --style-from REF."
+            )
         return None
 
     @torch.inference_mode()
@@ -138,10 +165,14 @@ class Translator:
             return style.to(self.device)
         if isinstance(style, int):
             if "latent" not in ways:
-                raise ConfigProblem(f"{self.run.method.name} has no random styles: give reference images.")
+                raise ConfigProblem(
+                    f"{self.run.method.name} has no random styles: give reference images."
+                )
             return random_styles(self.method, 1, target, style).to(self.device)
         if "reference" not in ways:
-            raise ConfigProblem(f"{self.run.method.name} takes no reference image: leave --style-from out.")
+            raise ConfigProblem(
+                f"{self.run.method.name} takes no reference image: leave --style-from out."
+            )
         return self.encode_style(style, self.domains[target])
 
     def pixels(self, image: Picture) -> np.ndarray:
@@ -159,7 +190,9 @@ class Translator:
         least = size or min(self.run.data.hw)
         smallest = 4 * self.method.stride
         if least < smallest:
-            raise ConfigProblem(f"--size {least} is too small for this model: {smallest} is the least.")
+            raise ConfigProblem(
+                f"--size {least} is too small for this model: {smallest} is the least."
+            )
         array = self.pixels(image)
         h, w = array.shape[:2]
         ratio = least / min(h, w)
@@ -180,12 +213,20 @@ class Translator:
         return from_array(array).to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def render(self, x: Tensor, source: int, target: int, codes: Tensor | None) -> list[Image.Image]:
+    def render(
+        self, x: Tensor, source: int, target: int, codes: Tensor | None
+    ) -> list[Image.Image]:
         """One picture for each style; the content is encoded once."""
-        return [image for batch in decoded(self.method, x, source, target, codes) for image in to_images(batch)]
+        return [
+            image
+            for batch in decoded(self.method, x, source, target, codes)
+            for image in to_images(batch)
+        ]
 
 
-def decoded(method: Method, x: Tensor, source: int, target: int, codes: Tensor | None) -> Iterator[Tensor]:
+def decoded(
+    method: Method, x: Tensor, source: int, target: int, codes: Tensor | None
+) -> Iterator[Tensor]:
     """Translations of one image (1, C, H, W) under every style, in chunks; sides are padded to the stride and cut back."""
     h, w = x.shape[2:]
     down, right = -h % method.stride, -w % method.stride
@@ -195,7 +236,9 @@ def decoded(method: Method, x: Tensor, source: int, target: int, codes: Tensor |
         yield method.decode(content, None, target)[:, :, :h, :w]
         return
     for part in codes.split(max(1, CHUNK_PIXELS // (h * w))):
-        yield method.decode(content.expand(len(part), *content.shape[1:]), part, target)[:, :, :h, :w]
+        yield method.decode(content.expand(len(part), *content.shape[1:]), part, target)[
+            :, :, :h, :w
+        ]
 
 
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
@@ -220,10 +263,16 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def sample_sheets(method: Method, dataset: Dataset, run: Run, rows: int = 5, styles: int = 6) -> dict[str, Image.Image]:
+def sample_sheets(
+    method: Method, dataset: Dataset, run: Run, rows: int = 5, styles: int = 6
+) -> dict[str, Image.Image]:
     """A sheet for each way to each target domain: the same inputs, the same styles, at every step."""
     t = Translator(method, run, device=next(method.parameters()).device)
-    pictures = dataset.splits["val"] if all(len(p) for p in dataset.splits["val"]) else dataset.splits["train"]
+    pictures = (
+        dataset.splits["val"]
+        if all(len(p) for p in dataset.splits["val"])
+        else dataset.splits["train"]
+    )
     sheets: dict[str, Image.Image] = {}
     for target, to in enumerate(dataset.domains):
         others = [d for d in range(len(dataset.domains)) if d != target]
@@ -248,7 +297,9 @@ def sample_sheets(method: Method, dataset: Dataset, run: Run, rows: int = 5, sty
                 x = t.prepare(array)
                 outputs = t.render(x, source, target, codes)
                 lines.append([enlarged(t.shown(array)), *(enlarged(o) for o in outputs)])
-            label = {"latent": "random styles", "reference": "styles of the top row", "output": ""}[way]
+            label = {"latent": "random styles", "reference": "styles of the top row", "output": ""}[
+                way
+            ]
             sheets[f"{safe(name)}-{way}"] = sheet(lines, title=f"{title}   {label}")
     return sheets
 
@@ -256,5 +307,3 @@ def sample_sheets(method: Method, dataset: Dataset, run: Run, rows: int = 5, sty
 def safe(name: str) -> str:
     """A file name from a domain's name."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-

@@ -110,7 +110,7 @@ class Sample(NamedTuple):
 
     domain: int
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):

@@ -61,7 +61,6 @@ class Config(MethodConfig):
 
 
 class MUNIT(Method):
-    Config = Config
     layout = "two_domains"
     averaged = "G_1 G_2"
     card = {
@@ -74,14 +73,30 @@ class MUNIT(Method):
     presets = {
         "paper": {
             "data": {"size": 256, "batch": 1},
-            "optim": {"default": {"weight_decay": 1e-4, "decay": {"kind": "steps", "every": 0.1, "factor": 0.5}}},
+            "optim": {
+                "default": {
+                    "weight_decay": 1e-4,
+                    "decay": {"kind": "steps", "every": 0.1, "factor": 0.5},
+                }
+            },
             "train": {"steps": 1_000_000, "save_every": 10_000, "sample_every": 5_000},
         },
         "small": {
-            "method": {"dim": 24, "mlp_dim": 64, "residuals": 2, "d_dim": 24, "d_layers": 3, "d_scales": 2},
+            "method": {
+                "dim": 24,
+                "mlp_dim": 64,
+                "residuals": 2,
+                "d_dim": 24,
+                "d_layers": 3,
+                "d_scales": 2,
+            },
             "data": {"size": 32, "batch": 8},
             "optim": {
-                "default": {"lr": 5e-4, "weight_decay": 1e-4, "decay": {"kind": "linear", "start": 0.5}}
+                "default": {
+                    "lr": 5e-4,
+                    "weight_decay": 1e-4,
+                    "decay": {"kind": "linear", "start": 0.5},
+                }
             },
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
@@ -92,12 +107,16 @@ class MUNIT(Method):
         smallest = MultiScale.smallest(config.d_layers, config.d_scales)
         if min(shape.height, shape.width) < smallest:
             raise ConfigProblem(
-                f"data.size is below {smallest} px, the least that a discriminator of method.d_scales={config.d_scales} "
-                f"and method.d_layers={config.d_layers} can judge: lower one of these or raise data.size."
+                f"data.size is below {smallest} px, the least that a discriminator of "
+                f"method.d_scales={config.d_scales} and method.d_layers={config.d_layers} can judge: lower one of these or raise data.size."
             )
-        self.G_1, self.G_2 = AutoEncoder(config, shape.channels), AutoEncoder(config, shape.channels)
+        self.G_1, self.G_2 = (
+            AutoEncoder(config, shape.channels),
+            AutoEncoder(config, shape.channels),
+        )
         self.D_1, self.D_2 = (
-            MultiScale(shape.channels, config.d_dim, config.d_layers, config.d_scales) for _ in range(2)
+            MultiScale(shape.channels, config.d_dim, config.d_layers, config.d_scales)
+            for _ in range(2)
         )
         self.vgg = load_vgg(config.vgg) if config.lambda_vgg else None
         self.gan_d = losses.lsgan_d if config.gan == "lsgan" else losses.nsgan_d
@@ -151,7 +170,9 @@ class MUNIT(Method):
     def prior(self, move: str, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Styles of both domains from N(0, I), (B, style_dim), fresh for each move."""
         shape = (x.shape[0], self.config.style_dim)
-        return step.normal(f"{move}.s_1", *shape, like=x), step.normal(f"{move}.s_2", *shape, like=x)
+        return step.normal(f"{move}.s_1", *shape, like=x), step.normal(
+            f"{move}.s_2", *shape, like=x
+        )
 
     # The verbs -------------------------------------------------------------------------------------------------------
 
@@ -162,7 +183,7 @@ class MUNIT(Method):
         return self.autoencoder(source).E_c(x)
 
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
-        return self.autoencoder(target).decode(content, style)
+        return self.autoencoder(target).decode(content, style)  # type: ignore[arg-type]
 
     def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, self.config.style_dim, generator=generator)
@@ -217,7 +238,8 @@ class StyleEncoder(nn.Module):
         super().__init__()
         widths = (dim, 2 * dim, 4 * dim, 4 * dim, 4 * dim)
         convs = [
-            Conv(a, b, 4, 2, 1, activation=nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)
+            Conv(a, b, 4, 2, 1, activation=nn.ReLU())
+            for a, b in zip(widths, widths[1:], strict=False)
         ]
         self.convs = nn.Sequential(Conv(channels, dim, 7, 1, 3, activation=nn.ReLU()), *convs)
         self.fc = nn.Conv2d(widths[-1], style_dim, 1)
@@ -241,7 +263,9 @@ class Decoder(nn.Module):
         self.rgb = Conv(c, channels, 7, 1, 3, activation=nn.Tanh())
 
     def forward(self, c: Tensor, numbers: Tensor) -> Tensor:
-        for block, part in zip(self.residuals, numbers.chunk(len(self.residuals), dim=1), strict=True):
+        for block, part in zip(
+            self.residuals, numbers.chunk(len(self.residuals), dim=1), strict=True
+        ):
             c = block(c, part)
         for conv in self.up:
             c = conv(F.interpolate(c, scale_factor=2))
@@ -269,7 +293,8 @@ def load_vgg(path: Path | None) -> nn.Module:
     missing = net.state_dict().keys() ^ tensors.keys()
     if missing or net.preprocessing not in PREPROCESSING:
         raise ConfigProblem(
-            f"method.vgg: {path} does not hold VGG-16 with its preprocessing named; make it by `unpaired weights convert`."
+            f"method.vgg: {path} does not hold VGG-16 and the name of its preprocessing: "
+            "make it by `unpaired weights convert`."
         )
     net.load_state_dict(tensors)
     return fixed(net)

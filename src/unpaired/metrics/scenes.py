@@ -59,13 +59,20 @@ class Reader(nn.Module):
 
 
 def block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
+    )
 
 
-def real(domain: str, size: tuple[int, int], split: str, count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def real(
+    domain: str, size: tuple[int, int], split: str, count: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Images in [-1, 1], masks (N, 1, H, W), factors (N, n) of real scenes."""
     scenes = [s for s in Scenes(domain, size, split, seed, count)]
-    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = (
+        torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 127.5
+        - 1
+    )
     masks = torch.from_numpy(np.stack([s.mask for s in scenes]))[:, None].float()
     factors = torch.tensor([[s.style[name] for name in STYLES[domain]] for s in scenes])
     return images.contiguous(memory_format=torch.channels_last), masks, factors
@@ -75,7 +82,7 @@ def train_reader(domain: str, size: tuple[int, int], epochs: int = 12, batch: in
     """A reader of `domain`, trained on scenes that no run of seed below 1,000 sees."""
     x, masks, factors = real(domain, size, "train", READER_SCENES, seed=1000)
     torch.manual_seed(0)
-    reader = Reader(factors.shape[1]).to(memory_format=torch.channels_last)
+    reader = Reader(factors.shape[1])
     steps = epochs * READER_SCENES // batch
     optimizer = torch.optim.Adam(reader.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -85,7 +92,9 @@ def train_reader(domain: str, size: tuple[int, int], epochs: int = 12, batch: in
             order = torch.randperm(READER_SCENES)
         i = order[at : at + batch]
         logits, read = reader(x[i])
-        loss = F.binary_cross_entropy_with_logits(logits, masks[i]) + 10 * F.mse_loss(read, factors[i])
+        loss = F.binary_cross_entropy_with_logits(logits, masks[i]) + 10 * F.mse_loss(
+            read, factors[i]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -119,7 +128,9 @@ Translate = Callable[[Tensor, Tensor | None], Tensor]
 class Direction:
     """The figures of one direction; reads with readers that are trained once."""
 
-    def __init__(self, source: str, target: str, size: tuple[int, int], reader: Reader, seed: int) -> None:
+    def __init__(
+        self, source: str, target: str, size: tuple[int, int], reader: Reader, seed: int
+    ) -> None:
         self.reader = reader
         self.x, masks, _ = real(source, size, "test", HELD_OUT, seed)
         self.masks = masks > 0.5
@@ -135,16 +146,23 @@ class Direction:
         _, factors = read(self.reader, many)
         return {
             "content kept": round(iou(masks, self.masks) / self.own_iou, 4),
-            "styles covered": round(coverage(factors.view(INPUTS, STYLES_EACH, -1)) / self.own_coverage, 4),
+            "styles covered": round(
+                coverage(factors.view(INPUTS, STYLES_EACH, -1)) / self.own_coverage, 4
+            ),
         }
 
 
 @torch.inference_mode()
-def translated(method: Method, x: Tensor, source: int, target: int, styles: Tensor | None) -> Tensor:
-    """Translations of images (N, ...) under styles (N, ...)."""
-    none = [None] * len(x.split(100))
-    parts = zip(x.split(100), styles.split(100) if styles is not None else none, strict=True)
-    return torch.cat([method.translate(part, source, target, s) for part, s in parts])
+def translated(
+    method: Method, x: Tensor, source: int, target: int, styles: Tensor | None
+) -> Tensor:
+    """Translations of images (N, ...) under the first N of the styles."""
+    return torch.cat(
+        [
+            method.translate(x[i : i + 100], source, target, None if styles is None else styles[: len(x)][i : i + 100])
+            for i in range(0, len(x), 100)
+        ]
+    )
 
 
 def evaluate(translator: Translator, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -160,21 +178,33 @@ def evaluate(translator: Translator, say: Callable[[str], None] = print) -> dict
         d = Direction(translator.domains[source], to, run.data.hw, reader, run.train.seed)
         inputs = d.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)
 
-        def figures(network: Method, one_style: bool, d: Direction = d, source: int = source, target: int = target, inputs: Tensor = inputs) -> dict[str, float]:
+        def figures(
+            network: Method,
+            one_style: bool,
+            d: Direction = d,
+            source: int = source,
+            target: int = target,
+            inputs: Tensor = inputs,
+        ) -> dict[str, float]:
+            styles = None
             if "latent" in network.styles(source, target):
-                s = random_styles(network, len(inputs), target, 1)
-                s = s[:1].expand_as(s) if one_style else s
-                one, many = s[: len(d.x)], s
-            else:
-                one = many = None
-            return d.figures(translated(network, d.x, source, target, one), translated(network, inputs, source, target, many))
+                styles = random_styles(network, len(inputs), target, 1)
+                styles = styles[:1].expand_as(styles) if one_style else styles
+            return d.figures(
+                translated(network, d.x, source, target, styles),
+                translated(network, inputs, source, target, styles),
+            )
 
         rows[name] = {
             "model": figures(method, False),
             "identity": d.figures(d.x, inputs),
             "untrained": figures(untrained, False),
             "one style": figures(method, True),
-            "reader": {"IoU": round(d.own_iou, 4), "coverage": round(d.own_coverage, 4), "mean error": round(d.error, 4)},
+            "reader": {
+                "IoU": round(d.own_iou, 4),
+                "coverage": round(d.own_coverage, 4),
+                "mean error": round(d.error, 4),
+            },
         }
         for row, values in rows[name].items():
             say(f"{name:>22}  {row:>10}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
@@ -187,4 +217,6 @@ def untrained_network(run: Run, domains: Sequence[str]) -> Method:
 
 def check(run: Run, domains: Sequence[str]) -> None:
     if run.data.root != "scenes" or len(domains) != 2:
-        raise ConfigProblem("These figures need a model of two domains of the built-in scenes: train with data.root=scenes.")
+        raise ConfigProblem(
+            "These figures need a model of two domains of the built-in scenes: train with data.root=scenes."
+        )
