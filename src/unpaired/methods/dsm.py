@@ -98,7 +98,6 @@ class Config(MethodConfig):
 
 
 class DSM(Method):
-    Config = Config
     layout = "domains"
     averaged = "G F E"
     accumulates = False  # L_smooth seeks its negative in the batch
@@ -123,7 +122,7 @@ class DSM(Method):
                 "style_dim": 16,
                 "mlp_dim": 64,
                 "d_dim": 64,
-                "width": 1024,
+                "width": 512,
                 "max_dim": 64,
             },
             "data": {"size": 32, "batch": 8},
@@ -131,7 +130,7 @@ class DSM(Method):
                 "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
                 "F": {"lr": 4e-4, "weight_decay": 0.0},
             },
-            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 3000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 

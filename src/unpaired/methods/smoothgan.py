@@ -76,7 +76,6 @@ class Config(MethodConfig):
 
 
 class SmoothGAN(Method):
-    Config = Config
     layout = "domains"
     averaged = "G F E"
     accumulates = False  # L_tri is a mean over those samples of the batch that change their domain
@@ -102,7 +101,7 @@ class SmoothGAN(Method):
                 "latent_dim": 8,
                 "style_dim": 16,
                 "mlp_dim": 64,
-                "width": 1024,
+                "width": 512,
                 "max_dim": 64,
             },
             "data": {"size": 32, "batch": 8},
@@ -110,7 +109,7 @@ class SmoothGAN(Method):
                 "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
                 "F": {"lr": 2e-5},
             },
-            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 3000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 

@@ -62,7 +62,6 @@ class Config(MethodConfig):
 
 
 class StarGANv2(Method):
-    Config = Config
     layout = "domains"
     averaged = "G F E"
     card = {
@@ -86,7 +85,7 @@ class StarGANv2(Method):
                 "latent_dim": 8,
                 "style_dim": 16,
                 "mlp_dim": 64,
-                "width": 1024,
+                "width": 512,
                 "max_dim": 64,
             },
             "data": {"size": 32, "batch": 8},
@@ -94,7 +93,7 @@ class StarGANv2(Method):
                 "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
                 "F": {"lr": 2e-5},
             },
-            "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 3000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 
