@@ -51,7 +51,7 @@ class TestFlow:
         z = noise(60, method.config.style_dim).float()
         for y in range(3):
             s = method.F(z, torch.full((60,), y))
-            assert (s - z).abs().max() < 0.05
+            assert (s - z).abs().max() < 0.1
 
     def test_each_domain_has_its_own(self):
         net, z = flow(), noise(4, 3)
