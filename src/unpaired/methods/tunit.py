@@ -93,7 +93,6 @@ class Config(MethodConfig):
 
 
 class TUNIT(Method):
-    Config = Config
     layout = "unlabelled"
     averaged = "G C"
     accumulates = False  # mutual information and BatchNorm are of a batch, not of an image
@@ -119,17 +118,17 @@ class TUNIT(Method):
             "method": {
                 "style_dim": 32,
                 "mlp_dim": 64,
-                "dim": 24,
+                "dim": 16,
                 "c_dim": 16,
-                "d_dim": 24,
-                "d_max_dim": 128,
+                "d_dim": 16,
+                "d_max_dim": 64,
             },
             "data": {"size": 32, "batch": 32},
             "optim": {
                 "default": {"kind": "rmsprop", "lr": 2e-4, "weight_decay": 1e-4},
                 "C": {"kind": "adam", "lr": 5e-4, "betas": [0.9, 0.999], "weight_decay": 1e-3},
             },
-            "train": {"steps": 4000, "ema": 0.99, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 3000, "ema": 0.99, "save_every": 500, "sample_every": 500},
         },
     }
 
@@ -163,11 +162,13 @@ class TUNIT(Method):
 
         if not alone:
             ref = step.permutation("reference", len(x), like=x)
-            with torch.no_grad():
-                s, logits = self.C(x)  # C has moved
+            C = self.C if self.config.training == "joint" else frozen(self.C)
+            s, logits = C(x)  # by the C that has moved
             y = torch.where(y < 0, logits.argmax(1), y)
-            yield self.discriminate(x, x[ref], s[ref], y[ref])
-            yield self.generate(x, y, ref)
+            c = self.G.encoder(x)
+            fakes = self.G.decoder(torch.cat([c, c]), torch.cat([s[ref], s]))  # for both moves
+            yield self.discriminate(x[ref], fakes[: len(x)].detach(), y[ref])
+            yield self.generate(x, fakes, y, ref, C)
         self.enqueue(k)
 
     def guide(
@@ -188,12 +189,10 @@ class TUNIT(Method):
         loss = (1.0 if alone else w.joint) * torch.stack(list(L.values())).sum()
         return Update("C", loss, {name: part.detach() for name, part in L.items()})
 
-    def discriminate(self, x: Tensor, x_ref: Tensor, s_ref: Tensor, y_ref: Tensor) -> Update:
-        G, D, w = self.G, self.D, self.config
-        with torch.no_grad():
-            x_fake = G.decoder(G.encoder(x), s_ref)
+    def discriminate(self, x_ref: Tensor, x_fake: Tensor, y_ref: Tensor) -> Update:
+        D, w = self.D, self.config
         x_ref = x_ref.detach().requires_grad_()
-        with fp32(x):
+        with fp32(x_ref):
             real = D.forward(x_ref, y_ref)  # plain: what differentiates twice does not compile
             L_gp = w.lambda_gp * 2 * losses.r1(real, x_ref)  # without the half of R1
         L_real, L_fake = losses.hinge(real), losses.hinge(-D(x_fake, y_ref))
@@ -201,19 +200,14 @@ class TUNIT(Method):
         L = {"D_real": L_real, "D_fake": L_fake, "gp": L_gp}
         return Update("D", loss, {name: part.detach() for name, part in L.items()})
 
-    def generate(self, x: Tensor, y: Tensor, ref: Tensor) -> Update:
-        G, D, w = self.G, self.D, self.config
-        joint = w.training == "joint"
-        C = self.C if joint else frozen(self.C)
-        s, _ = C(x)
-        c = G.encoder(x)
-        x_both = G.decoder(torch.cat([c, c]), torch.cat([s[ref], s]))  # one call
-        x_fake, x_rec = x_both.chunk(2)
+    def generate(self, x: Tensor, fakes: Tensor, y: Tensor, ref: Tensor, C: Any) -> Update:
+        w = self.config
+        x_fake, x_rec = fakes.chunk(2)
         s_fake, _ = C(x_fake)
         with torch.no_grad():
             k, _ = self.ema["C"](x[ref])
 
-        fake, rec = D(x_both, torch.cat([y[ref], y])).chunk(2)
+        fake, rec = self.D(fakes, torch.cat([y[ref], y])).chunk(2)
         L = {
             "adv_fake": -w.lambda_adv * fake.mean(),
             "adv_rec": -w.lambda_adv * rec.mean(),
@@ -222,7 +216,7 @@ class TUNIT(Method):
         }
         self.C.remember(k, y[ref])
         loss = torch.stack(list(L.values())).sum()
-        nets = "C G" if joint else "G"
+        nets = "C G" if w.training == "joint" else "G"
         return Update(nets, loss, {name: part.detach() for name, part in L.items()})
 
     def contrast(self, s: Tensor, k: Tensor) -> Tensor:
