@@ -579,7 +579,7 @@ def refused(path: Path, reason: str) -> None:
     start = time.monotonic()
     with pytest.raises(NotWritable, match=reason) as problem:
         RunFolder(path).create()
-    assert time.monotonic() - start < 1 and problem.value.exit_code == 73
+    assert time.monotonic() - start < 3 and problem.value.exit_code == 73
     assert str(path) in str(problem.value) and "\n" not in str(problem.value)
     assert before is None or tree(path.parent) == before
 
@@ -704,6 +704,8 @@ def test_reading_from_a_read_only_disk_warns_and_changes_nothing(
         assert equal(run.newest(), 10) and "step-00000020/state.json" in caplog.text
         assert run.read_status()["status"] == "done"  # type: ignore[index]
         assert run.read_log() == [{"step": 20}] and load_model(run.model)[1] == {"a": "b"}
+    assert tree(run.path) == before
+    assert equal(run.newest(), 10)  # nor, without the lock, on a disk that could be written
     assert tree(run.path) == before
 
 
@@ -962,9 +964,9 @@ def test_M04_to_M06_hostile_headers(quick: Path, kind: str) -> None:
     content, reason = HOSTILE[kind]
     path = quick / "model.safetensors"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     no_model(path, reason)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_M04_truncated_at_every_length(quick: Path) -> None:
