@@ -5,6 +5,7 @@ import torch
 
 from unpaired.config import load
 from unpaired.errors import ConfigProblem
+from unpaired.losses import kl_normal
 from unpaired.method import Shape, Step
 from unpaired.methods import augmented_cyclegan, bicyclegan, cyclegan, pix2pix, unit
 
@@ -229,6 +230,16 @@ def test_the_latent_term_teaches_the_generator_alone():
     (G_without, E_without), (G_with, E_with) = gradients(0.0), gradients(100.0)
     assert not torch.allclose(G_without, G_with)
     torch.testing.assert_close(E_without, E_with)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_divergence_from_the_prior(dtype):
+    torch.manual_seed(0)
+    mu, logvar = (0.01 * torch.randn(2, 8).to(dtype) for _ in range(2))
+    q = torch.distributions.Normal(mu.double(), (logvar.double() / 2).exp())
+    p = torch.distributions.Normal(torch.zeros(2, 8).double(), torch.ones(2, 8).double())
+    expected = torch.distributions.kl_divergence(q, p).sum().item()
+    assert kl_normal(mu, logvar).item() == pytest.approx(expected, rel=1e-2)  # not lost in bf16
 
 
 @pytest.mark.parametrize("name", ["bicyclegan", "augmented_cyclegan"])

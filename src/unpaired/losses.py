@@ -85,4 +85,5 @@ def infonce(
 
 def kl_normal(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, exp(logvar)) || N(0, 1)), summed over all numbers (Kingma and Welling, ICLR 2014)."""
+    mu, logvar = (x.float() if x.dtype is torch.bfloat16 else x for x in (mu, logvar))
     return 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum()

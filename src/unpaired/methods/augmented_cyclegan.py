@@ -91,8 +91,10 @@ class AugmentedCycleGAN(Method):
         "small": {
             "method": {
                 "z_dim": 8,
-                "dim": 24,
+                "dim": 16,
+                "e_dim": 16,
                 "e_layers": 3,
+                "d_A_dim": 16,
                 "d_A_layers": 3,
                 "d_B_dim": 32,
                 "d_z_dim": 32,
