@@ -48,7 +48,10 @@ def parameters(network):
 def same(x, fingerprint, tolerance=1e-9):
     """Holds a tensor to a fingerprint."""
     x = x.detach()
-    assert list(x.shape) == fingerprint["shape"] or x.numel() == torch.Size(fingerprint["shape"]).numel()
+    assert (
+        list(x.shape) == fingerprint["shape"]
+        or x.numel() == torch.Size(fingerprint["shape"]).numel()
+    )
     scale = max(fingerprint["std"], 1e-12)
     assert x.norm().item() == pytest.approx(fingerprint["l2"], rel=tolerance, abs=1e-10)
     assert x.mean().item() == pytest.approx(fingerprint["mean"], abs=tolerance * scale)

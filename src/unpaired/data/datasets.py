@@ -36,11 +36,15 @@ def open_dataset(
 ) -> Dataset:
     """What `data.root` holds: "scenes", a folder of any layout of docs/data.md, a list, or a folder for each domain."""
     if data.root is None:
-        raise ConfigProblem("There are no images to train on: say --data FOLDER, or data.root=scenes.")
+        raise ConfigProblem(
+            "There are no images to train on: say --data FOLDER, or data.root=scenes."
+        )
     if data.root == "scenes":
         return open_scenes(data, layout, seed)
     roots = [data.root] if isinstance(data.root, str) else data.root
-    listing = scan(*roots, paired=layout == "paired", subfolders=layout == "unlabelled", known=known)
+    listing = scan(
+        *roots, paired=layout == "paired", subfolders=layout == "unlabelled", known=known
+    )
     domains = chosen(listing.domains, data.domains)
     h, w = data.hw
     cover = (round(h * data.zoom), round(w * data.zoom))
@@ -55,7 +59,9 @@ def chosen(found: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...
     """The domains that are asked for, in their order; all that were found otherwise."""
     for domain in wanted or ():
         if domain not in found:
-            raise ConfigProblem(f"data.domains: there is no domain '{domain}' in the data: {nearest(domain, found)}")
+            raise ConfigProblem(
+                f"data.domains: there is no domain '{domain}' in the data: {nearest(domain, found)}"
+            )
     return tuple(wanted or found)
 
 
@@ -66,6 +72,9 @@ def open_scenes(data: Data, layout: str, seed: int) -> Dataset:
 
     def pictures(split: str) -> tuple[Pictures, ...]:
         count = SCENE_COUNTS.get(split, data.count)
-        return tuple(ScenePictures(Scenes(d, data.hw, split, seed, count, layout == "paired")) for d in domains)
+        return tuple(
+            ScenePictures(Scenes(d, data.hw, split, seed, count, layout == "paired"))
+            for d in domains
+        )
 
     return Dataset(domains, {split: pictures(split) for split in SPLITS})

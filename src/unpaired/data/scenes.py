@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
@@ -190,7 +191,8 @@ def grid(size: tuple[int, int]) -> tuple[Array, Array, float]:
     pixel = 2 / min(H, W)
     x = (np.arange(W, dtype=np.float32) + 0.5 - W / 2) * pixel
     y = (np.arange(H, dtype=np.float32) + 0.5 - H / 2) * pixel
-    return *(np.ascontiguousarray(a) for a in np.meshgrid(x, y)), pixel
+    X, Y = np.meshgrid(x, y)
+    return np.ascontiguousarray(X), np.ascontiguousarray(Y), pixel
 
 
 def locate(content: Mapping[str, float], size: tuple[int, int], dx: float, dy: float) -> Array:
@@ -275,8 +277,7 @@ def tint(palette: Array, t: float) -> Array:
 
 def mix(a: Array, b: Array, t: Array | float) -> Array:
     """From colour a to colour b; t is a number or a map (H, W)."""
-    t = t if np.isscalar(t) else np.asarray(t)[..., None]
-    return a + (b - a) * t
+    return a + (b - a) * (t[..., None] if isinstance(t, np.ndarray) else t)
 
 
 BLACK, WHITE = np.zeros(3, np.float32), np.ones(3, np.float32)
@@ -440,7 +441,7 @@ def halftone(f: Figure, ink: float, tone: float, paper: float) -> Array:
 
 def study(f: Figure, hue: float, ground: float, line: float, shading: float, light: float) -> Array:
     """The one manner of `family`: a shaded, contoured object on a plain ground."""
-    sheet = np.broadcast_to(mix(tint(GROUND, ground), WHITE, 0.0), (*f.size, 3))
+    sheet = np.broadcast_to(tint(GROUND, ground), (*f.size, 3))
     body = lit(f, tint(FRUIT, hue), np.pi * (0.05 + 0.9 * light), 0.2 + 0.8 * shading)
     body = mix(body, DUSK * 0.8, f.cover(-f.edge - (0.02 + 0.14 * line)))
     return mix(sheet, body, f.cover(f.edge))
@@ -530,19 +531,19 @@ class Scenes(Sequence[Scene]):
     def _set(self, size: Size, split: str, seed: int, count: int, paired: bool) -> None:
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.split, self.seed = known(split, SPLITS, "split of scenes"), seed
-        self.count, self.paired = count, paired
+        self.scenes, self.paired = count, paired
 
     def __len__(self) -> int:
-        return self.count
+        return self.scenes
 
     def __getitem__(self, index: int) -> Scene:  # type: ignore[override]
         index = self._at(index)
         return draw(self.domain, self.content(index), self.style(index), self.size)
 
     def _at(self, index: int) -> int:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
-        return index % self.count
+        if not -self.scenes <= index < self.scenes:
+            raise IndexError(f"scene {index} of {self.scenes}")
+        return index % self.scenes
 
     def content(self, index: int) -> dict[str, float]:
         """The content factors of a scene, without drawing it."""
@@ -559,3 +560,59 @@ class Scenes(Sequence[Scene]):
     def _rng(self, what: str, domain: str, index: int) -> np.random.Generator:
         key = zlib.crc32(f"{what} {domain}".encode())
         return np.random.default_rng([self.seed, SPLITS.index(self.split), key, index])
+
+
+class Study(Scenes):
+    """One domain of a `family`: the manner `study`, with the first n factors free and Gaussian before squashing.
+
+    mean, deviation: of each free factor, (n,). The factor itself is the normal's distribution function of the true
+    one, so it lies in (0, 1); the others stay in the middle.
+    """
+
+    def __init__(
+        self, domain: str, mean: Array, deviation: Array, size: Size, split: str, seed: int, count: int
+    ) -> None:
+        self.domain, self.mean, self.deviation = domain, mean, deviation
+        self._set(size, split, seed, count, False)
+
+    def __getitem__(self, index: int) -> Scene:  # type: ignore[override]
+        index = self._at(index)
+        return draw("family", self.content(index), self.style(index), self.size)
+
+    def true(self, index: int) -> Array:
+        """The true factors (n,) of a scene, before squashing: independent given the domain."""
+        normal = self._rng("style", self.domain, index).standard_normal(len(self.mean))
+        return self.mean + self.deviation * normal
+
+    def style(self, index: int) -> dict[str, float]:
+        return {
+            name: 0.5 * (1 + math.erf(value / math.sqrt(2)))
+            for name, value in zip(FAMILY, self.true(index).tolist(), strict=False)
+        }
+
+
+def family(
+    domains: int,
+    factors: int,
+    size: Size = 64,
+    split: str = "train",
+    seed: int = 0,
+    count: int = 2000,
+) -> list[Study]:
+    """Domains that differ in nothing but how their `factors` independent style factors are distributed.
+
+    Means in [-1.2, 1.2] and deviations in [0.3, 1] are drawn from `seed`. For 2n + 1 domains the vectors of the
+    identifiability theorem (first and second derivatives of the log densities, against the first domain) are then
+    linearly independent: they are linear in mean / variance and 1 / variance. Raises ConfigProblem.
+    """
+    if not 1 <= factors <= len(FAMILY) or domains < 1:
+        raise ConfigProblem(
+            f"a family has 1 to {len(FAMILY)} factors and at least one domain, not {factors} and {domains}"
+        )
+    rng = np.random.default_rng([seed, 7])
+    means = rng.uniform(-1.2, 1.2, (domains, factors))
+    deviations = rng.uniform(0.3, 1.0, (domains, factors))
+    return [
+        Study(f"study {u}", mean, deviation, size, split, seed, count)
+        for u, (mean, deviation) in enumerate(zip(means, deviations, strict=True))
+    ]

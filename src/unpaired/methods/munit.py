@@ -83,21 +83,16 @@ class MUNIT(Method):
         },
         "small": {
             "method": {
-                "dim": 24,
+                "dim": 16,
                 "mlp_dim": 64,
+                "downsamplings": 1,
                 "residuals": 2,
-                "d_dim": 24,
+                "d_dim": 16,
                 "d_layers": 3,
                 "d_scales": 2,
             },
             "data": {"size": 32, "batch": 8},
-            "optim": {
-                "default": {
-                    "lr": 5e-4,
-                    "weight_decay": 1e-4,
-                    "decay": {"kind": "linear", "start": 0.5},
-                }
-            },
+            "optim": {"default": {"lr": 1e-3, "weight_decay": 1e-4, "decay": {"kind": "linear", "start": 0.5}}},
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
@@ -254,8 +249,9 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, dim: int, downsamplings: int, residuals: int) -> None:
         super().__init__()
         c = dim * 2**downsamplings
-        self.residuals = nn.ModuleList(AdaINResidual(c) for _ in range(residuals))
-        self.numbers = sum(block.numbers for block in self.residuals)
+        blocks = [AdaINResidual(c) for _ in range(residuals)]
+        self.residuals = nn.ModuleList(blocks)
+        self.numbers = sum(block.numbers for block in blocks)
         self.up = nn.ModuleList()
         for _ in range(downsamplings):
             self.up.append(Conv(c, c // 2, 5, 1, 2, LayerNorm, nn.ReLU()))

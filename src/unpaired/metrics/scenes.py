@@ -29,22 +29,24 @@ from unpaired.errors import ConfigProblem
 from unpaired.method import Method
 from unpaired.translator import Translator, random_styles
 
-BINS, READER_SCENES, HELD_OUT = 8, 3000, 500
+BINS, READER_SCENES, HELD_OUT = 8, 2000, 500
 INPUTS, STYLES_EACH = 40, 64
 
 
 class Reader(nn.Module):
     """Reads the object's mask and the style factors from an image of one domain."""
 
-    def __init__(self, factors: int, width: int = 32) -> None:
+    def __init__(self, factors: int, width: int = 16) -> None:
         super().__init__()
         w = width
-        self.fine = nn.Sequential(block(3, w), block(w, w))
-        self.middle = block(w, 2 * w, stride=2)
-        self.coarse = nn.Sequential(block(2 * w, 2 * w, stride=2), block(2 * w, 2 * w))
-        self.join_middle, self.join_fine = block(4 * w, w), block(2 * w, w)
+        self.fine = block(3, w)
+        self.middle = nn.Sequential(block(w, 2 * w, stride=2), block(2 * w, 2 * w))
+        self.coarse = nn.Sequential(block(2 * w, 4 * w, stride=2), block(4 * w, 4 * w))
+        self.join_middle, self.join_fine = block(6 * w, 2 * w), block(3 * w, w)
         self.mask = nn.Conv2d(w, 1, 1)
-        self.factors = nn.Sequential(nn.Linear(10 * w, 2 * w), nn.ReLU(), nn.Linear(2 * w, factors))
+        self.factors = nn.Sequential(
+            nn.Linear(14 * w, 4 * w), nn.ReLU(), nn.Linear(4 * w, factors)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> mask logits (B, 1, H, W), factors (B, n) about in [0, 1]."""
@@ -78,7 +80,7 @@ def real(
     return images.contiguous(memory_format=torch.channels_last), masks, factors
 
 
-def train_reader(domain: str, size: tuple[int, int], epochs: int = 12, batch: int = 50) -> Reader:
+def train_reader(domain: str, size: tuple[int, int], epochs: int = 6, batch: int = 40) -> Reader:
     """A reader of `domain`, trained on scenes that no run of seed below 1,000 sees."""
     x, masks, factors = real(domain, size, "train", READER_SCENES, seed=1000)
     torch.manual_seed(0)

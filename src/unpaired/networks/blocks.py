@@ -38,7 +38,8 @@ class Residual(nn.Module):
     def __init__(self, c: int, norm: Callable[[int], nn.Module] | None = nn.InstanceNorm2d) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            Conv(c, c, 3, padding=1, norm=norm, activation=nn.ReLU()), Conv(c, c, 3, padding=1, norm=norm)
+            Conv(c, c, 3, padding=1, norm=norm, activation=nn.ReLU()),
+            Conv(c, c, 3, padding=1, norm=norm),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +72,9 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        var, mean = torch.var_mean(x.float() if x.dtype is torch.bfloat16 else x, (1, 2, 3), keepdim=True)
+        var, mean = torch.var_mean(
+            x.float() if x.dtype is torch.bfloat16 else x, (1, 2, 3), keepdim=True
+        )
         scale = self.gamma.view(1, -1, 1, 1) / (var.sqrt() + self.eps)  # (B, C, 1, 1)
         return torch.addcmul(self.beta.view(1, -1, 1, 1) - mean * scale, x, scale).to(x.dtype)
 
@@ -81,7 +84,9 @@ def adain(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
 
     x (B, C, H, W), shift and scale (B, C). The variance is the population's, eps inside the root.
     """
-    var, mean = torch.var_mean(x.float() if x.dtype is torch.bfloat16 else x, (2, 3), correction=0, keepdim=True)
+    var, mean = torch.var_mean(
+        x.float() if x.dtype is torch.bfloat16 else x, (2, 3), correction=0, keepdim=True
+    )
     scale = scale[:, :, None, None] * (var + eps).rsqrt()
     return torch.addcmul(shift[:, :, None, None] - mean * scale, x, scale).to(x.dtype)
 

@@ -32,7 +32,9 @@ class VGG16(nn.Module):
         mean = (103.939, 116.779, 123.680) if caffe else (0.485, 0.456, 0.406)
         std = (1.0, 1.0, 1.0) if caffe else (0.229, 0.224, 0.225)
         dtype = torch.get_default_dtype()
-        self.register_buffer("mean", torch.tensor(mean, dtype=dtype).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=dtype).view(3, 1, 1), persistent=False
+        )
         self.register_buffer("std", torch.tensor(std, dtype=dtype).view(3, 1, 1), persistent=False)
 
     def preprocess(self, x: Tensor) -> Tensor:
