@@ -25,7 +25,11 @@ def test_a_pure_function_of_its_key(domain):
 
 
 def test_splits_share_no_scene():
-    contents = [tuple(Scenes("painted", 32, s, 0, 200).content(i).values()) for s in ("train", "val", "test") for i in range(200)]
+    contents = [
+        tuple(Scenes("painted", 32, s, 0, 200).content(i).values())
+        for s in ("train", "val", "test")
+        for i in range(200)
+    ]
     assert len(set(contents)) == 600
 
 
@@ -58,7 +62,9 @@ def test_factors_are_uniform_and_independent(domain):
 
 def test_paired_mode_shares_content_and_unpaired_does_not():
     a, b = (Scenes(d, 32, "train", 0, 5, paired=True) for d in ("outline", "painted"))
-    assert all(a.content(i) == b.content(i) and np.array_equal(a[i].mask, b[i].mask) for i in range(5))
+    assert all(
+        a.content(i) == b.content(i) and np.array_equal(a[i].mask, b[i].mask) for i in range(5)
+    )
     a, b = (Scenes(d, 32, "train", 0, 5) for d in ("outline", "painted"))
     assert all(a.content(i) != b.content(i) for i in range(5))
 

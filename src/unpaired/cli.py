@@ -14,19 +14,26 @@ Command = Callable[[argparse.Namespace], int | None]
 
 def train(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import RunFolder
-    from unpaired.config import load
+    from unpaired.config import changes, load
     from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
     settings = list(args.settings)
     config = settings.pop(0) if settings and "=" not in settings[0] else None
     if args.resume:
-        if config or args.method or args.data or args.init:
+        if config or args.method or args.data or args.init or args.preset or args.out or args.fresh:
             raise ConfigProblem(
-                "--resume RUN goes on with the run's own config: leave the rest out, but for train.* settings."
+                "--resume RUN goes on with the run's own config: leave the rest out, but for key=value."
+            )
+        saved = saved_config(args.resume)
+        run = load(saved, settings)
+        if changed := changes(load(saved), run):
+            raise ConfigProblem(
+                f"--resume cannot change what the run is made of ({'; '.join(changed)}): start a new run from its "
+                f"networks by --init {args.resume}."
             )
         folder = RunFolder(args.resume)
-        fit(load(saved_config(args.resume), settings), folder, resume=True)
+        fit(run, folder, resume=True, allow_dataset_change=args.allow_dataset_change)
         return
     base: dict[str, object] = {}
     if args.method:
@@ -38,7 +45,7 @@ def train(args: argparse.Namespace) -> None:
     run = load(config, settings, **base)
     folder = RunFolder(args.out or unused(Path("runs"), run.method.name))
     print(f"Run folder: {folder.path}   page: {folder.path / 'index.html'}")
-    fit(run, folder, init=args.init)
+    fit(run, folder, init=args.init, fresh=args.fresh)
 
 
 def saved_config(run: Path) -> Path:
@@ -80,6 +87,16 @@ def evaluate(args: argparse.Namespace) -> None:
     path = args.run / "metrics.json" if args.run.is_dir() else args.run.with_name("metrics.json")
     write_atomic(path, json.dumps(figures, indent=1).encode())
     say(f"Written: {path}")
+
+
+def data_check(args: argparse.Namespace) -> None:
+    from unpaired.data.check import check, to_json, to_page, to_text
+
+    report = check(args.dir)
+    print(to_json(report) if args.json else to_text(report))
+    if args.page:
+        to_page(report, args.page)
+        print(f"Page of the suspicious images: {args.page}", file=sys.stderr)
 
 
 def methods(args: argparse.Namespace) -> None:
@@ -157,6 +174,17 @@ def parser() -> argparse.ArgumentParser:
         "--init", type=Path, metavar="RUN", help="start from the networks of another run"
     )
 
+    c.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew in a folder that holds a run, which is set aside",
+    )
+    c.add_argument(
+        "--allow-dataset-change",
+        action="store_true",
+        help="resume with other images than at the start",
+    )
+
     c = command(commands, "translate", translate, "translate an image or a folder")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
@@ -197,6 +225,19 @@ def parser() -> argparse.ArgumentParser:
 
     c = command(commands, "evaluate", evaluate, "measure a trained model")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+
+    data = commands.add_parser(
+        "data", help="look at a folder of images before training", description="Look at data."
+    )
+    actions = data.add_subparsers(metavar="ACTION", required=True)
+    c = command(
+        actions, "check", data_check, "count, and find unreadable, blank, odd and duplicate images"
+    )
+    c.add_argument("dir", type=Path, help="a folder in any layout; nothing in it is changed")
+    c.add_argument("--json", action="store_true", help="print JSON")
+    c.add_argument(
+        "--page", type=Path, metavar="FILE.html", help="write a page with the suspicious images"
+    )
 
     command(commands, "methods", methods, "list the methods and what each needs")
 

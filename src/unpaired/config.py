@@ -7,12 +7,13 @@ resolved config says everything; it is written into the run folder and into ever
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from unpaired.errors import ConfigProblem
 from unpaired.method import Method, MethodConfig, Shape
@@ -23,10 +24,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def absolute(root: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    """Folders by their whole path, so that a run goes on from anywhere; "scenes" are built in."""
+    if root is None or root == "scenes":
+        return root
+    return (
+        os.path.abspath(root) if isinstance(root, str) else tuple(os.path.abspath(r) for r in root)
+    )
+
+
 class Data(Section):
     """Where the images come from and how they are cut."""
 
-    root: str | tuple[str, ...] | None = None  # a folder, several, or "scenes": see docs/data.md
+    root: Annotated[str | tuple[str, ...] | None, AfterValidator(absolute)] = None  # docs/data.md
     domains: tuple[str, ...] | None = (
         None  # which domains, in which order; default: all that are found
     )
@@ -164,6 +174,36 @@ def resolve(said: Mapping[str, Any]) -> Run:
         raise ConfigProblem(sentence(error, Run)) from None
 
 
+SAFE = ("train.log_every", "train.sample_every", "train.save_every", "train.keep", "train.steps")
+SAFE += (
+    "train.tensorboard",
+    "train.compile",
+    "train.precision",
+    "data.workers",
+    "data.max_bad",
+    "data.root",
+)
+
+
+def changes(old: Run, new: Run) -> list[str]:
+    """What differs and may not change within a run: `method.dim: 16 -> 32`."""
+    a, b = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    keys = [k for k in a | b if a.get(k) != b.get(k) and k not in SAFE]
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in keys]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 1}} -> {"train.steps": 1}"""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
+    return leaves
+
+
 def merge(weak: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any]:
     """`weak` with what `strong` says over it, section by section."""
     merged = dict(weak)
@@ -234,7 +274,12 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
 
 def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
     """The keys of the section that `location` leads to."""
-    sections: dict[str, type[BaseModel]] = {"data": Data, "optim": Optim, "train": Train, "decay": Decay}
+    sections: dict[str, type[BaseModel]] = {
+        "data": Data,
+        "optim": Optim,
+        "train": Train,
+        "decay": Decay,
+    }
     for part in location:
         model = sections.get(part, model)
     return list(model.model_fields)

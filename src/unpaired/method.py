@@ -101,9 +101,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     config: Any  # an instance of `Config`
     layout: ClassVar[Layout]  # the data that it trains on
-    averaged: ClassVar[
-        str
-    ]  # the networks that translate: each has a moving average, model.safetensors holds these
+    averaged: str  # the networks that translate: averaged, and what model.safetensors holds
     accumulates: ClassVar[bool] = True  # False where the loss couples the batch
     card: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # title, authors, venue, year, url
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(

@@ -13,7 +13,8 @@ from unpaired.config import Run
 from unpaired.errors import StorageProblem
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #24242c; --soft: #77778a; --line: #e3e3ea; --paper: #fcfcfd; --accent: #4060c8 }
+:root { color-scheme: light dark;
+  --ink: #24242c; --soft: #77778a; --line: #e3e3ea; --paper: #fcfcfd; --accent: #4060c8 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8ee; --soft: #9a9aac; --line: #34343f; --paper: #17171c; --accent: #8ea6ff } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px;
@@ -52,7 +53,7 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         "<h2>Curves</h2>",
         curves(log),
         "<h2>Config</h2>",
-        f"<p class=soft>Translate: <code>unpaired translate {html.escape(str(folder.path))} IMAGE --to DOMAIN</code></p>",
+        f"<p class=soft><code>unpaired translate {html.escape(str(folder.path))} IMAGE --to DOMAIN</code></p>",
         f"<pre>{html.escape(run.to_yaml())}</pre>",
     ]
     page = document(

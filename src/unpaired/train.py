@@ -18,9 +18,18 @@ from torch import Tensor
 from unpaired import page
 from unpaired.checkpoint import RunFolder, save_model, write_atomic
 from unpaired.config import Optim, Run, nearest
-from unpaired.data.batches import Batches, check_layout, loader, to_device
+from unpaired.data.batches import Batches, FilePictures, check_layout, loader, to_device
+from unpaired.data.check import outline
 from unpaired.data.datasets import Dataset, open_dataset
-from unpaired.errors import ConfigProblem, Diverged, OutOfMemory, Problem, StorageProblem
+from unpaired.data.folders import Fingerprint, compare
+from unpaired.errors import (
+    ConfigProblem,
+    DataProblem,
+    Diverged,
+    OutOfMemory,
+    Problem,
+    StorageProblem,
+)
 from unpaired.method import Batch, Method, Step
 from unpaired.progress import Progress, say
 from unpaired.translator import metadata, sample_sheets
@@ -130,12 +139,25 @@ def fit(
     *,
     resume: bool = False,
     init: Path | None = None,
+    fresh: bool = False,
+    allow_dataset_change: bool = False,
     say: Callable[[str], None] = say,
 ) -> None:
-    """Trains `run` in `folder` to its last step. Exit codes: docs/cli.md. Raises `Problem`."""
+    """Trains `run` in `folder` to its last step. Exit codes: docs/cli.md. Raises `Problem`.
+
+    resume: go on from the newest checkpoint. init: start from the networks of that run. fresh: set what the folder
+    holds aside and begin anew. allow_dataset_change: resume although the images are not those of the start.
+    """
     folder.create()
     with folder.lock(), signals() as asked:
-        trainer = Trainer(run, folder, resume, init, say)
+        if fresh:
+            folder.start_fresh()
+        elif not resume and folder.steps():
+            raise ConfigProblem(
+                f"{folder.path} holds a run already: go on with it by --resume {folder.path}, choose another --out, or "
+                "begin anew by --fresh, which sets it aside."
+            )
+        trainer = Trainer(run, folder, resume, init, say, allow_dataset_change)
         try:
             trainer.train(asked)
         except Stopped as stop:
@@ -176,11 +198,12 @@ class Trainer:
         resume: bool,
         init: Path | None,
         say: Callable[[str], None],
+        allow_dataset_change: bool = False,
     ) -> None:
         self.run, self.folder, self.say = run, folder, say
         self.step = self.skipped = self.failed_saves = 0
         cls = run.method_class()
-        self.dataset: Dataset = open_dataset(run.data, cls.layout, run.train.seed, self.report_bad)
+        self.dataset = self.open(cls.layout, resume and not allow_dataset_change)
         check_layout(cls.layout, self.dataset.domains, run.method.name)
         if run.train.accumulate > 1 and not cls.accumulates:
             raise ConfigProblem(
@@ -213,6 +236,32 @@ class Trainer:
         if run.train.compile:
             for net in self.optimizers:
                 self.method.get_submodule(net).compile()
+
+    def open(self, layout: str, unchanged: bool) -> Dataset:
+        """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""
+        run, path = self.run, self.folder.path / "dataset.json"
+        known = Fingerprint.from_json(json.loads(path.read_bytes())) if path.is_file() else None
+        dataset = open_dataset(run.data, layout, run.train.seed, self.report_bad, known)
+        if (listing := dataset.listing) is None:
+            return dataset
+        for sentence in outline(listing):
+            self.say(sentence)
+        now = listing.fingerprint(known)
+        if unchanged and known and (changes := compare(known, now)):
+            raise ConfigProblem(
+                f"The images in {listing.root} are not those that the run began with ({changes}): bring them back, or "
+                "say --allow-dataset-change to go on with them."
+            )
+        write_atomic(path, json.dumps(now.to_json()).encode())
+        good = sum(len(p) for p in dataset.splits["train"])
+        shares = [len(listing.skipped) / max(good + len(listing.skipped), 1)]
+        shares += [p.inspect() for p in dataset.splits["train"] if isinstance(p, FilePictures)]
+        if max(shares) > run.data.max_bad:
+            raise DataProblem(
+                f"{max(shares):.0%} of the images in {listing.root} cannot be read, and data.max_bad allows "
+                f"{run.data.max_bad:.0%}: run `unpaired data check {listing.root}`, and mend or remove them."
+            )
+        return dataset
 
     # Training ------------------------------------------------------------------------------------
 
@@ -426,8 +475,11 @@ class Trainer:
         return write
 
     def report_bad(self, path: Path, reason: str) -> None:
+        bad = self.folder.path / "bad_files.jsonl"
+        if bad.exists() and json.dumps(str(path)) in bad.read_text(encoding="utf-8"):
+            return
         self.say(f"Bad image, another stands in: {reason}")
-        with open(self.folder.path / "bad_files.jsonl", "a", encoding="utf-8") as file:
+        with open(bad, "a", encoding="utf-8") as file:
             file.write(json.dumps({"path": str(path), "reason": reason}) + "\n")
 
 

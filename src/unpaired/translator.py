@@ -60,7 +60,7 @@ class Translator:
         tensors, about = load_model(file)
         if about.get("format") != FORMAT:
             raise DataProblem(
-                f"{escape(file)} is not a model of this tool: name a run folder, or import it by `unpaired weights import`."
+                f"{escape(file)} is no model of this tool: name a run, or import it by `unpaired weights import`."
             )
         run = resolve(json.loads(about["config"]))
         method = run.build(tuple(json.loads(about["domains"])))
@@ -71,7 +71,8 @@ class Translator:
         )
         if odd:
             raise DataProblem(
-                f"{escape(file)} does not hold the networks that its config describes ({', '.join(odd[:3])}): train or download it again."
+                f"{escape(file)} does not hold the networks that its config describes "
+                f"({', '.join(odd[:3])}): train or download it again."
             )
         method.load_state_dict(tensors, strict=False)
         method.ema = torch.nn.ModuleDict()  # the file holds the averages already
@@ -227,7 +228,7 @@ class Translator:
 def decoded(
     method: Method, x: Tensor, source: int, target: int, codes: Tensor | None
 ) -> Iterator[Tensor]:
-    """Translations of one image (1, C, H, W) under every style, in chunks; sides are padded to the stride and cut back."""
+    """One image (1, C, H, W) under every style, in chunks; sides are padded to the stride and cut back."""
     h, w = x.shape[2:]
     down, right = -h % method.stride, -w % method.stride
     x = F.pad(x, (0, right, 0, down), mode="reflect") if down or right else x
@@ -252,10 +253,15 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
     """What a model file says of itself."""
     import unpaired
 
+    config = run.model_dump(mode="json")
+    root = config["data"]["root"]  # the folders' names, not where they lie on this machine
+    config["data"]["root"] = (
+        Path(root).name if isinstance(root, str) else [Path(r).name for r in root or ()]
+    )
     return {
         "format": FORMAT,
         "unpaired": unpaired.__version__,
-        "config": json.dumps(run.model_dump(mode="json")),
+        "config": json.dumps(config),
         "domains": json.dumps(list(domains)),
         "step": str(step),
         "card": json.dumps(dict(run.method_class().card)),

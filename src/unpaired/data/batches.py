@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unpaired.data.intake import BadImage, escape, read_image, resize
+from unpaired.data.folders import halves
+from unpaired.data.intake import escape, read_image, resize
 from unpaired.errors import ConfigProblem, DataProblem
 
 CACHE_BYTES = 2 << 30  # decoded and resized images that a process keeps
@@ -34,6 +35,7 @@ class FilePictures:
     """Images on disk, upright, RGB, resized so that they just cover `cover` (height, width); kept once decoded.
 
     An image that cannot be read is reported once, with its reason, and the next one of the list stands in for it.
+    half: 0 or 1 takes the left or right half of side-by-side images.
     """
 
     def __init__(
@@ -59,6 +61,11 @@ class FilePictures:
             f"No image of {self.files[0].parent} can be read: run `unpaired data check` there."
         )
 
+    def inspect(self, most: int = 200) -> float:
+        """The share of bad images among `most`, evenly spread; they are kept where there is room."""
+        looked = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)).tolist()
+        return sum(self.attempt(i) is None for i in looked) / max(len(looked), 1)
+
     def attempt(self, index: int) -> np.ndarray | None:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
@@ -67,8 +74,11 @@ class FilePictures:
                 warnings.simplefilter(
                     "ignore"
                 )  # an odd but readable file; `data check` tells of these
-                image = covering(read_image(self.files[index]), self.cover)
-        except BadImage as error:
+                image = read_image(self.files[index])
+            if self.half is not None:
+                image = halves(image)[self.half]
+            image = covering(image, self.cover)
+        except DataProblem as error:
             self.bad.add(index)
             self.report(self.files[index], str(error))
             return None

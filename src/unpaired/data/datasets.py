@@ -50,7 +50,15 @@ def open_dataset(
     cover = (round(h * data.zoom), round(w * data.zoom))
 
     def pictures(split: str) -> tuple[Pictures, ...]:
-        return tuple(FilePictures(listing.paths(split, d), cover, report) for d in domains)
+        return tuple(
+            FilePictures(
+                listing.paths(split, d),
+                cover,
+                report,
+                half=listing.domains.index(d) if listing.side_by_side else None,
+            )
+            for d in domains
+        )
 
     return Dataset(domains, {split: pictures(split) for split in SPLITS}, listing)
 

@@ -549,13 +549,21 @@ class Scenes(Sequence[Scene]):
         """The content factors of a scene, without drawing it."""
         rng = self._rng("content", "" if self.paired else self.domain, index)
         low, high = np.array(list(CONTENT.values())).T
-        content = dict(zip(CONTENT, (low + (high - low) * rng.random(len(low))).tolist()))
+        content = dict(
+            zip(CONTENT, (low + (high - low) * rng.random(len(low))).tolist(), strict=True)
+        )
         return content | {"shape": float(int(content["shape"]))}
 
     def style(self, index: int) -> dict[str, float]:
         """The style factors of a scene, independent and uniform in [0, 1), without drawing it."""
         names = STYLES[self.domain]
-        return dict(zip(names, self._rng("style", self.domain, index).random(len(names)).tolist()))
+        return dict(
+            zip(
+                names,
+                self._rng("style", self.domain, index).random(len(names)).tolist(),
+                strict=True,
+            )
+        )
 
     def _rng(self, what: str, domain: str, index: int) -> np.random.Generator:
         key = zlib.crc32(f"{what} {domain}".encode())
@@ -570,7 +578,14 @@ class Study(Scenes):
     """
 
     def __init__(
-        self, domain: str, mean: Array, deviation: Array, size: Size, split: str, seed: int, count: int
+        self,
+        domain: str,
+        mean: Array,
+        deviation: Array,
+        size: Size,
+        split: str,
+        seed: int,
+        count: int,
     ) -> None:
         self.domain, self.mean, self.deviation = domain, mean, deviation
         self._set(size, split, seed, count, False)

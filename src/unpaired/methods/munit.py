@@ -92,7 +92,13 @@ class MUNIT(Method):
                 "d_scales": 2,
             },
             "data": {"size": 32, "batch": 8},
-            "optim": {"default": {"lr": 1e-3, "weight_decay": 1e-4, "decay": {"kind": "linear", "start": 0.5}}},
+            "optim": {
+                "default": {
+                    "lr": 1e-3,
+                    "weight_decay": 1e-4,
+                    "decay": {"kind": "linear", "start": 0.5},
+                }
+            },
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
@@ -103,12 +109,10 @@ class MUNIT(Method):
         if min(shape.height, shape.width) < smallest:
             raise ConfigProblem(
                 f"data.size is below {smallest} px, the least that a discriminator of "
-                f"method.d_scales={config.d_scales} and method.d_layers={config.d_layers} can judge: lower one of these or raise data.size."
+                f"method.d_scales={config.d_scales} and method.d_layers={config.d_layers} can judge: "
+                "lower one of these or raise data.size."
             )
-        self.G_1, self.G_2 = (
-            AutoEncoder(config, shape.channels),
-            AutoEncoder(config, shape.channels),
-        )
+        self.G_1, self.G_2 = (AutoEncoder(config, shape.channels) for _ in range(2))
         self.D_1, self.D_2 = (
             MultiScale(shape.channels, config.d_dim, config.d_layers, config.d_scales)
             for _ in range(2)

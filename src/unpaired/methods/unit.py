@@ -126,7 +126,7 @@ class UNIT(Method):
             for _ in range(2)
         )
         if config.shared:
-            self.averaged = "G_1 G_2 shared"  # type: ignore[misc]  # of this instance
+            self.averaged = "G_1 G_2 shared"  # of this instance
         self.gan_d = losses.lsgan_d if config.gan == "lsgan" else losses.nsgan_d
         self.gan_g = losses.lsgan_g if config.gan == "lsgan" else losses.nsgan_g
 

@@ -44,9 +44,7 @@ class Reader(nn.Module):
         self.coarse = nn.Sequential(block(2 * w, 4 * w, stride=2), block(4 * w, 4 * w))
         self.join_middle, self.join_fine = block(6 * w, 2 * w), block(3 * w, w)
         self.mask = nn.Conv2d(w, 1, 1)
-        self.factors = nn.Sequential(
-            nn.Linear(14 * w, 4 * w), nn.ReLU(), nn.Linear(4 * w, factors)
-        )
+        self.factors = nn.Sequential(nn.Linear(14 * w, 4 * w), nn.ReLU(), nn.Linear(4 * w, factors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> mask logits (B, 1, H, W), factors (B, n) about in [0, 1]."""
@@ -161,7 +159,12 @@ def translated(
     """Translations of images (N, ...) under the first N of the styles."""
     return torch.cat(
         [
-            method.translate(x[i : i + 100], source, target, None if styles is None else styles[: len(x)][i : i + 100])
+            method.translate(
+                x[i : i + 100],
+                source,
+                target,
+                None if styles is None else styles[: len(x)][i : i + 100],
+            )
             for i in range(0, len(x), 100)
         ]
     )

@@ -9,7 +9,7 @@ from unpaired.networks.blocks import Conv, gaussian
 
 
 class MultiScale(nn.Module):
-    """A patch discriminator at each of `scales` sizes, half of the one before (pix2pixHD; MUNIT, appendix B).
+    """A patch discriminator at each of `scales` sizes, half of the one before (MUNIT, appendix B).
 
     Each: `layers` 4x4 convolutions of stride 2, channels doubling from `dim`, no norm, leaky ReLU, and a 1x1 convolution.
     """
