@@ -45,6 +45,9 @@ class Data(Section):
     )
     zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
     flip: bool = True  # mirror half of the images
+    jitter: bool = (
+        True  # unlabelled data: second views differ in colour; off where colour is the domain
+    )
     channels: Literal[1, 3] = 3
     batch: int = Field(1, ge=1)  # images of each domain in a step
     workers: int | Literal["auto"] = "auto"  # processes that read; auto: none on a CPU

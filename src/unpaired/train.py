@@ -18,6 +18,7 @@ from torch import Tensor
 from unpaired import page
 from unpaired.checkpoint import RunFolder, save_model, write_atomic
 from unpaired.config import Optim, Run, nearest
+from unpaired.data.augment import View
 from unpaired.data.batches import Batches, FilePictures, check_layout, loader, to_device
 from unpaired.data.check import outline
 from unpaired.data.datasets import Dataset, open_dataset
@@ -274,10 +275,11 @@ class Trainer:
             self.sample()
         folder.write_status("running", self.step)
         workers = self.workers()
+        view = View() if run.data.jitter else View(jitter=None)
         progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
         recent: deque[dict[str, Tensor]] = deque(maxlen=run.train.log_every)
         for tensors, files in loader(self.batches, self.step, workers):
-            losses = self.play(to_device(tensors, self.fabric.device), files)
+            losses = self.play(to_device(tensors, self.fabric.device, view), files)
             self.step += 1
             recent.append(losses)
             if self.step % run.train.log_every == 0 or self.step == run.train.steps:

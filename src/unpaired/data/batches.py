@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unpaired.data.augment import View
 from unpaired.data.folders import halves
 from unpaired.data.intake import escape, read_image, resize
 from unpaired.errors import ConfigProblem, DataProblem
@@ -177,6 +178,20 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         }
         return tensors, src + ref + ref2
 
+    def unlabelled(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
+        """Images without labels (y = -1), and the numbers of each one's second view."""
+        samples = self.samples(0, step)
+        u = [
+            generator(self.seed, "view", s.epoch, s.index).random(View.draws, np.float32)
+            for s in samples
+        ]
+        tensors = {
+            "x": self.images(samples),
+            "u": torch.from_numpy(np.stack(u)),
+            "y": torch.full((len(samples),), -1),
+        }
+        return tensors, samples
+
     # Order ---------------------------------------------------------------------------------------
 
     def samples(self, domain: int, step: int) -> list[Sample]:
@@ -235,13 +250,21 @@ def generator(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(words))
 
 
-def to_device(batch: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    """Images (B, H, W, C) uint8 -> (B, C, H, W) in [-1, 1], channels last in memory; labels as they are."""
+def to_device(
+    batch: Mapping[str, Tensor], device: torch.device | str, view: View | None = None
+) -> dict[str, Tensor]:
+    """Images (B, H, W, C) uint8 -> (B, C, H, W) in [-1, 1], channels last in memory; labels as they are.
+
+    Where the batch has the numbers `u` of a second view, `view` makes it of `x` and them: `x_tf`.
+    """
     moved = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
-    return {
+    ready = {
         name: (x.permute(0, 3, 1, 2).float() / 127.5 - 1) if x.dtype is torch.uint8 else x
         for name, x in moved.items()
     }
+    if view and "u" in ready:
+        ready["x_tf"] = view(ready["x"], ready.pop("u"))
+    return ready
 
 
 def loader(

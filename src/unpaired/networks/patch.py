@@ -9,9 +9,10 @@ from unpaired.networks.blocks import Conv, gaussian
 
 
 class MultiScale(nn.Module):
-    """A patch discriminator at each of `scales` sizes, half of the one before (MUNIT, appendix B).
+    """A patch discriminator at each of `scales` sizes, half the one before (MUNIT, appendix B).
 
-    Each: `layers` 4x4 convolutions of stride 2, channels doubling from `dim`, no norm, leaky ReLU, and a 1x1 convolution.
+    Each: `layers` 4x4 convolutions of stride 2, channels doubling from `dim`, no norm, leaky ReLU; then a 1x1
+    convolution.
     """
 
     def __init__(self, channels: int, dim: int = 64, layers: int = 4, scales: int = 3) -> None:
