@@ -414,10 +414,14 @@ class Trainer:
         load_tensors(self.method, tensors)
         for net, o in self.optimizers.items():
             prefix = f"optim.{net}."
+            params = o.param_groups[0]["params"]
             states: dict[int, dict[str, Tensor]] = {}
             for name, value in tensors.items():
                 if name.startswith(prefix):
                     index, key = name.removeprefix(prefix).split(".")
+                    p = params[int(index)]
+                    if value.shape == p.shape:  # a fused step needs the memory layout of the parameter
+                        value = torch.empty_like(p, requires_grad=False).copy_(value)
                     states.setdefault(int(index), {})[key] = value
             o.load_state_dict({"state": states, "param_groups": o.state_dict()["param_groups"]})
         self.folder.truncate_log(self.step)
