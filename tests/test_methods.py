@@ -1,14 +1,20 @@
 """Properties that every method has: one suite over the folder of methods."""
 
+import os
+import signal
+
 import pytest
 import tiny
 import torch
 from lightning_fabric import Fabric
 
+from unpaired import Translator
+from unpaired.checkpoint import RunFolder
 from unpaired.config import resolve
+from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem
 from unpaired.registry import find_method, method_names
-from unpaired.train import build_optimizers, train_step
+from unpaired.train import Trainer, build_optimizers, fit, train_step
 
 METHODS = method_names()
 
@@ -33,11 +39,15 @@ def directions(method):
                 yield source, target
 
 
+def images(name, n, seed=0):
+    return next(iter(tiny.batch(name, n, seed=seed).values()))
+
+
 def style(method, ways, target, n):
     if "latent" in ways:
         return method.sample_style(n, target, torch.Generator().manual_seed(0))
     if "reference" in ways:
-        return method.encode_style(tiny.batch("two_domains", n, seed=9)["x_1"], target)
+        return method.encode_style(images(method.name, n, seed=9), target)
     return None
 
 
@@ -50,7 +60,7 @@ def test_gradients_reach_exactly_the_named_networks(name):
         if n != "ema" and any(True for _ in net.parameters())
     }
     moved = set()
-    for update in method.updates(tiny.batch(method.layout), tiny.step()):
+    for update in method.updates(tiny.batch(name), tiny.step(9)):
         named = update.nets.split()
         assert set(named) <= nets
         moved |= set(named)
@@ -70,7 +80,7 @@ def test_a_round_moves_every_network_and_the_averages_follow(name, fabric):
     before = {k: v.clone() for k, v in method.named_parameters()}
     optimizers = build_optimizers(method, config)
     clips = dict.fromkeys(optimizers)
-    log = train_step(fabric, method, optimizers, [tiny.batch(method.layout)], [tiny.step()], clips)
+    log = train_step(fabric, method, optimizers, [tiny.batch(name)], [tiny.step(9)], clips)
     method.update_averages(0.5)
     after = dict(method.named_parameters())
     for net in optimizers:
@@ -87,7 +97,7 @@ def test_a_round_moves_every_network_and_the_averages_follow(name, fabric):
 def test_translates_every_way_it_offers(name):
     method, _ = tiny.build(name)
     method = method.translator()
-    x = tiny.batch("two_domains", 2)["x_1"]
+    x = images(name, 2)
     ways = list(directions(method))
     assert ways
     for source, target in ways:
@@ -101,12 +111,14 @@ def test_translates_every_way_it_offers(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_accumulation_equals_the_whole_batch_or_is_refused(name, fabric):
+def test_accumulation_equals_the_whole_batch_or_is_refused(name, fabric, tmp_path):
+    if not find_method(name).accumulates:
+        with pytest.raises(ConfigProblem, match="train.accumulate"):
+            fit(tiny.run(name, "train.accumulate=2"), RunFolder(tmp_path))
+        return
     torch.set_default_dtype(torch.float64)
     method, config = tiny.build(name)
-    if not method.accumulates:
-        pytest.skip(f"{name} refuses it: test_train.py holds the sentence")
-    whole = tiny.batch(method.layout)
+    whole = tiny.batch(name)
     whole = {k: v.double() if v.is_floating_point() else v for k, v in whole.items()}
     results = []
     for parts in (1, 2):
@@ -114,7 +126,7 @@ def test_accumulation_equals_the_whole_batch_or_is_refused(name, fabric):
         method, _ = tiny.build(name)
         optimizers = build_optimizers(method, config)
         micro = [{k: v[m::parts] for k, v in whole.items()} for m in range(parts)]
-        steps = [Shared(0, 10, microbatch=m, parts=parts) for m in range(parts)]
+        steps = [Shared(9, 10, microbatch=m, parts=parts) for m in range(parts)]
         train_step(fabric, method, optimizers, micro, steps, dict.fromkeys(optimizers))
         results.append(dict(method.named_parameters()))
     for k, v in results[0].items():
@@ -135,6 +147,43 @@ class Shared(tiny.Step):
             name, kind, (shape[0] * self.parts, *shape[1:])
         )
         return whole[self.microbatch :: self.parts]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumes_exactly_and_translates(name, tmp_path, monkeypatch):
+    config = tiny.run(name, steps=4)
+    fit(config, RunFolder(tmp_path / "whole"), say=quiet)
+    play = Trainer.play
+
+    def terminated(self, *args):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Trainer, "play", terminated)
+        fit(config, RunFolder(tmp_path / "parts"), say=quiet)
+    fit(config, RunFolder(tmp_path / "parts"), resume=True, say=quiet)
+    (_, whole, _), (_, parts, _) = (RunFolder(tmp_path / n).newest() for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for key, value in whole.items():
+        assert torch.equal(value, parts[key]), key
+
+    t = Translator.load(tmp_path / "parts")
+    assert set(t.domains) == set(t.method.domains)
+    for source, target in directions(t.method):
+        ways = t.method.styles(source, target)
+        image = Scenes("outline", 32, "test", 0, 1)[0].image
+        reference = None if "latent" in ways or not ways else image
+        outputs = t.translate(image, t.domains[target], 2, 0, reference, t.domains[source])
+        assert outputs and outputs[0].size == (tiny.side(name),) * 2
+        break
+    else:
+        raise AssertionError("no direction")
+
+
+def quiet(line):
+    pass
 
 
 @pytest.mark.parametrize("name", METHODS)

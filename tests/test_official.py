@@ -122,5 +122,5 @@ def test_vgg_weights(kind, tmp_path):
 
     method, _ = tiny.build("munit", f"method.vgg={out}", "method.lambda_vgg=1", size=32)
     assert not any(k.startswith("vgg") for k in method.state_dict())  # never saved, never trained
-    *_, update = method.updates(tiny.batch("two_domains", 2, 32), tiny.step())
+    *_, update = method.updates(tiny.batch("munit", 2, 32), tiny.step())
     assert update.log["vgg_1"] > 0

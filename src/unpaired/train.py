@@ -377,7 +377,7 @@ class Trainer:
                 tensors |= {f"optim.{net}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         state = {
             "step": self.step,
-            "domains": list(self.dataset.domains),
+            "domains": list(self.method.domains),
             "run": self.run.model_dump(mode="json"),
         }
         try:
@@ -401,7 +401,7 @@ class Trainer:
         save_model(
             self.folder.path / "model.safetensors",
             tensors,
-            metadata(self.run, self.dataset.domains, self.step),
+            metadata(self.run, self.method.domains, self.step),
         )
 
     def restore(self) -> None:

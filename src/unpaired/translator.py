@@ -189,7 +189,7 @@ class Translator:
     def prepare(self, image: Picture, size: int | None = None) -> Tensor:
         """(1, C, H, W) in [-1, 1], the shorter side at `size` pixels."""
         least = size or min(self.run.data.hw)
-        smallest = 4 * self.method.stride
+        smallest = min(4 * self.method.stride, *self.run.data.hw)
         if least < smallest:
             raise ConfigProblem(
                 f"--size {least} is too small for this model: {smallest} is the least."
@@ -231,7 +231,9 @@ def decoded(
     """One image (1, C, H, W) under every style, in chunks; sides are padded to the stride and cut back."""
     h, w = x.shape[2:]
     down, right = -h % method.stride, -w % method.stride
-    x = F.pad(x, (0, right, 0, down), mode="reflect") if down or right else x
+    if down or right:
+        mode = "reflect" if down < h and right < w else "replicate"
+        x = F.pad(x, (0, right, 0, down), mode=mode)
     content = method.encode_content(x, source)
     if codes is None:
         yield method.decode(content, None, target)[:, :, :h, :w]
@@ -281,9 +283,9 @@ def sample_sheets(
     )
     sheets: dict[str, Image.Image] = {}
     for target, to in enumerate(dataset.domains):
-        others = [d for d in range(len(dataset.domains)) if d != target]
+        others = [d for d in range(len(dataset.domains)) if d != target] or [target]
         inputs = [(others[i % len(others)], i // len(others)) for i in range(rows)]
-        references = [pictures[target].read(i % len(pictures[target])) for i in range(styles)]
+        references = [pictures[target].read((-1 - i) % len(pictures[target])) for i in range(styles)]
         try:
             ways = method.styles(inputs[0][0], target)
         except Problem:
@@ -296,7 +298,7 @@ def sample_sheets(
             if way == "latent":
                 codes = random_styles(method, styles, target, 0).to(t.device)
             elif way == "reference":
-                codes = torch.cat([t.encode_style(r, to) for r in references])
+                codes = torch.cat([t.style(r, target, inputs[0][0]) for r in references])
                 lines.append([None, *(enlarged(t.shown(r)) for r in references)])
             for source, index in inputs:
                 array = pictures[source].read(index % len(pictures[source]))
