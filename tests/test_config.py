@@ -15,6 +15,8 @@ def munit(*settings):
     "arguments, code, words",
     [
         (munit("optim.default.lrr=1"), 2, ["optim.default.lrr", "lr"]),
+        (["train", "--preset", "small", "x.yaml", "--out", "r", "train.stepss=1"], 2, ["x.yaml"]),
+        (["train", "--method", "munit", "--data", "scenes", "train.stepss=1"], 2, ["train.stepss"]),
         (munit("optim.G1.lr=1"), 2, ["optim.G1", "G_1"]),
         (munit("method.lamda_x=1"), 2, ["method.lamda_x", "lambda_x"]),
         (munit("train.stepss=1"), 2, ["train.stepss", "steps"]),
@@ -60,6 +62,28 @@ def test_usage_errors_leave_with_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["translate"])
     assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--metod", "munit"])
+    assert stop.value.code == 2 and "--metod" in capsys.readouterr().err
+
+
+def test_settings_stand_anywhere_in_the_line(capsys):
+    assert (
+        main(
+            [
+                "train",
+                "data.batch=0",
+                "--method",
+                "munit",
+                "train.steps=5",
+                "--data",
+                "scenes",
+                "data.size=32",
+            ]
+        )
+        == 2
+    )
+    assert "data.batch" in capsys.readouterr().err
 
 
 def test_says_a_setting_in_one_way():

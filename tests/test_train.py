@@ -78,7 +78,10 @@ def test_T37_two_processes_agree(tmp_path):
             str(tmp_path / name),
         ]
         done = subprocess.run(
-            command, env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+            command,
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "a") == weights(tmp_path / "b")

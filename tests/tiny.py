@@ -17,7 +17,10 @@ METHODS = {  # side of the images, settings; a method that is not here runs as i
     "stargan_v2": (32, STARGAN),
     "smoothgan": (32, STARGAN),
     "dsm": (32, STARGAN | dict(d_dim=8)),
-    "tunit": (32, dict(clusters=3, style_dim=4, mlp_dim=8, dim=4, c_dim=4, d_dim=4, d_max_dim=8, queue=16)),
+    "tunit": (
+        32,
+        dict(clusters=3, style_dim=4, mlp_dim=8, dim=4, c_dim=4, d_dim=4, d_max_dim=8, queue=16),
+    ),
 }
 DOMAINS = {"two_domains": 2, "paired": 2, "domains": 3, "unlabelled": 1}
 

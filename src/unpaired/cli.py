@@ -18,7 +18,8 @@ def train(args: argparse.Namespace) -> None:
     from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
-    settings = list(args.settings)
+    settings = [*args.settings, *(w for w in args.data or () if is_setting(w))]
+    args.data = [w for w in args.data or () if not is_setting(w)]
     config = settings.pop(0) if settings and "=" not in settings[0] else None
     if args.resume:
         if config or args.method or args.data or args.init or args.preset or args.out or args.fresh:
@@ -48,6 +49,11 @@ def train(args: argparse.Namespace) -> None:
     fit(run, folder, init=args.init, fresh=args.fresh)
 
 
+def is_setting(word: str) -> bool:
+    """`train.steps=10`, and not a folder with = in its name."""
+    return "=" in word and not Path(word).exists()
+
+
 def saved_config(run: Path) -> Path:
     from unpaired.errors import ConfigProblem
 
@@ -63,7 +69,7 @@ def unused(parent: Path, name: str) -> Path:
     """runs/munit, or runs/munit-2 where that is taken."""
     for n in range(1, 10_000):
         path = parent / (name if n == 1 else f"{name}-{n}")
-        if not path.exists():
+        if not (path / "config.yaml").exists():
             return path
     raise AssertionError("ten thousand runs of one name")
 
@@ -277,7 +283,12 @@ def command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; a `Problem` becomes one line on stderr and its exit code."""
-    args = parser().parse_args(argv)
+    p = parser()
+    args, rest = p.parse_known_args(argv)
+    if rest and (args.command != "train" or not all(is_setting(word) for word in rest)):
+        p.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.settings += rest  # settings may stand anywhere in the line
     try:
         return args.function(args) or 0
     except Problem as problem:

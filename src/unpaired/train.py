@@ -420,7 +420,9 @@ class Trainer:
                 if name.startswith(prefix):
                     index, key = name.removeprefix(prefix).split(".")
                     p = params[int(index)]
-                    if value.shape == p.shape:  # a fused step needs the memory layout of the parameter
+                    if (
+                        value.shape == p.shape
+                    ):  # a fused step needs the memory layout of the parameter
                         value = torch.empty_like(p, requires_grad=False).copy_(value)
                     states.setdefault(int(index), {})[key] = value
             o.load_state_dict({"state": states, "param_groups": o.state_dict()["param_groups"]})

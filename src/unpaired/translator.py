@@ -285,7 +285,9 @@ def sample_sheets(
     for target, to in enumerate(dataset.domains):
         others = [d for d in range(len(dataset.domains)) if d != target] or [target]
         inputs = [(others[i % len(others)], i // len(others)) for i in range(rows)]
-        references = [pictures[target].read((-1 - i) % len(pictures[target])) for i in range(styles)]
+        references = [
+            pictures[target].read((-1 - i) % len(pictures[target])) for i in range(styles)
+        ]
         try:
             ways = method.styles(inputs[0][0], target)
         except Problem:

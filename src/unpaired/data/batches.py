@@ -30,6 +30,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
     def read(self, index: int) -> np.ndarray: ...  # (H, W, 3) uint8, at least the size of the crop
     def name(self, index: int) -> str: ...
+    def usable(self, index: int) -> bool: ...
 
 
 class FilePictures:
@@ -40,9 +41,13 @@ class FilePictures:
     """
 
     def __init__(
-        self, files: Sequence[Path], cover: tuple[int, int], report: Callable[[Path, str], None]
+        self,
+        files: Sequence[Path],
+        cover: tuple[int, int],
+        report: Callable[[Path, str], None],
+        half: int | None = None,
     ) -> None:
-        self.files, self.cover, self.report = files, cover, report
+        self.files, self.cover, self.report, self.half = files, cover, report, half
         self.kept: dict[int, np.ndarray] = {}
         self.bytes = 0
         self.bad: set[int] = set()
@@ -65,16 +70,17 @@ class FilePictures:
     def inspect(self, most: int = 200) -> float:
         """The share of bad images among `most`, evenly spread; they are kept where there is room."""
         looked = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)).tolist()
-        return sum(self.attempt(i) is None for i in looked) / max(len(looked), 1)
+        return sum(not self.usable(i) for i in looked) / max(len(looked), 1)
+
+    def usable(self, index: int) -> bool:
+        return self.attempt(index) is not None
 
     def attempt(self, index: int) -> np.ndarray | None:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # an odd but readable file; `data check` tells of these
+                warnings.simplefilter("ignore")  # odd but readable: `data check` tells of these
                 image = read_image(self.files[index])
             if self.half is not None:
                 image = halves(image)[self.half]
@@ -101,6 +107,9 @@ class ScenePictures:
 
     def name(self, index: int) -> str:
         return f"{self.scenes.domain} scene {index}"
+
+    def usable(self, index: int) -> bool:
+        return True
 
     def read(self, index: int) -> np.ndarray:
         if index not in self.kept:
@@ -157,9 +166,17 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         return {"x_1": self.images(a), "x_2": self.images(b)}, a + b
 
     def paired(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
-        a = self.samples(0, step)
+        a = [self.whole(s) for s in self.samples(0, step)]
         b = [s._replace(domain=1) for s in a]
         return {"x_1": self.images(a, key=0), "x_2": self.images(b, key=0)}, a + b
+
+    def whole(self, sample: Sample) -> Sample:
+        """The sample, or the next one of which both images can be read."""
+        n = len(self.pictures[0])
+        for index in ((sample.index + i) % n for i in range(n)):
+            if all(p.usable(index) for p in self.pictures):
+                return sample._replace(index=index)
+        raise DataProblem("Of no pair can both images be read: run `unpaired data check`.")
 
     def domains(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
         """Domain-balanced sources and references; `x_ref2` is another image of the reference's domain."""

@@ -1,0 +1,71 @@
+"""A method in a file outside the repository trains and translates."""
+
+import os
+import subprocess
+import sys
+
+from PIL import Image
+
+from unpaired.data.scenes import Scenes
+
+METHOD = '''
+"""Colour transfer by one linear layer: a toy."""
+from pydantic import Field
+from torch import nn
+from unpaired.losses import l1
+from unpaired.method import Method, MethodConfig, Update
+
+
+class Config(MethodConfig):
+    depth: int = Field(1, ge=1)
+
+
+class Cut(Method):
+    layout = "two_domains"
+    averaged = "G"
+
+    def __init__(self, config, domains, shape):
+        super().__init__(config, domains, shape)
+        self.G = nn.Sequential(*(nn.Conv2d(shape.channels, shape.channels, 1) for _ in range(config.depth)))
+
+    def updates(self, batch, step):
+        means = self.G(batch["x_1"]).mean((0, 2, 3)), batch["x_2"].mean((0, 2, 3))
+        L = l1(*means)
+        yield Update("G", L, {"mean": L.detach()})
+
+    def styles(self, source, target):
+        return frozenset()
+
+    def encode_content(self, x, source):
+        return x
+
+    def decode(self, content, style, target):
+        return self.G(content)
+'''
+
+
+def test_my_lab_cut(tmp_path):
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "cut.py").write_text(METHOD)
+    (tmp_path / "cut.yaml").write_text(
+        "method: {name: my_lab.cut, depth: 2}\n"
+        "data: {root: scenes, size: 16, batch: 2, count: 20}\n"
+        "train: {steps: 3, log_every: 1}\n"
+    )
+    Image.fromarray(Scenes("outline", 16, "test", 0, 1)[0].image).save(tmp_path / "in.png")
+
+    def unpaired(*words):
+        command = [sys.executable, "-m", "unpaired", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    done = unpaired("train", "cut.yaml", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    done = unpaired("translate", "run", "in.png", "--to", "painted")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "run" / "translations" / "in-painted-00.png") as image:
+        assert image.size == (16, 16)
+    done = unpaired("train", "cut.yaml", "--out", "other", "method.dept=3")
+    assert done.returncode == 2 and "depth" in done.stderr
