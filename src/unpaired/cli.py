@@ -83,16 +83,18 @@ def translate(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> None:
     import json
 
-    from unpaired.checkpoint import write_atomic
+    from unpaired import page
+    from unpaired.checkpoint import RunFolder, write_atomic
     from unpaired.metrics import scenes
     from unpaired.progress import say
     from unpaired.translator import Translator
 
     translator = Translator.load(args.run)
     figures = {"step": translator.step, "split": "test", "scenes": scenes.evaluate(translator, say)}
-    path = args.run / "metrics.json" if args.run.is_dir() else args.run.with_name("metrics.json")
-    write_atomic(path, json.dumps(figures, indent=1).encode())
-    say(f"Written: {path}")
+    run = RunFolder(args.run if args.run.is_dir() else args.run.parent)
+    write_atomic(run.path / "metrics.json", json.dumps(figures, indent=1).encode())
+    page.write(run, translator.run, translator.step, alive=False)
+    say(f"Written: {run.path / 'metrics.json'}, and on the page {run.path / 'index.html'}")
 
 
 def data_check(args: argparse.Namespace) -> None:

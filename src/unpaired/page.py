@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         f"<progress max={run.train.steps} value={step}></progress>",
         "<h2>Samples</h2><p class=soft>Held-out inputs at the left, always the same inputs and styles.</p>",
         samples(folder),
+        figures(folder),
         "<h2>Curves</h2>",
         curves(log),
         "<h2>Config</h2>",
@@ -63,6 +65,27 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         write_atomic(folder.path / "index.html", page.encode())
     except StorageProblem:
         return  # a full disk: the trainer tells of it when it saves
+
+
+def figures(folder: RunFolder) -> str:
+    """The table of `unpaired evaluate`, where it was run."""
+    path = folder.path / "metrics.json"
+    if not path.is_file():
+        return ""
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    parts = [
+        f"<h2>Figures</h2><p class=soft>Held-out scenes, step {measured['step']}. Higher is better.</p>"
+    ]
+    for way, rows in measured["scenes"].items():
+        names = list(rows["model"])
+        head = "".join(f"<th>{html.escape(n)}</th>" for n in names)
+        lines = "".join(
+            f"<tr><td>{html.escape(row)}</td>{''.join(f'<td>{values[n]:.2f}</td>' for n in names)}</tr>"
+            for row, values in rows.items()
+            if row != "reader"
+        )
+        parts.append(f"<table><tr><th>{html.escape(way)}</th>{head}</tr>{lines}</table><br>")
+    return "".join(parts)
 
 
 def speed(log: Sequence[Mapping[str, Any]]) -> str:
