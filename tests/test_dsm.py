@@ -104,11 +104,11 @@ def close(x, expected):
 
 class TestGame:
     def build(self, *overrides):
-        return tiny.build("dsm", "method.width=512", "method.max_dim=16", *overrides)[0]
+        return tiny.build("dsm", *overrides)[0]
 
     def test_gradients_reach_exactly_the_networks_that_move(self):
         method, seen = self.build(), []
-        for update, nets in play(method, tiny.batch("domains"), tiny.step()):
+        for update, nets in play(method, tiny.batch("dsm"), tiny.step()):
             seen.append(update.nets)
             for name, p in method.named_parameters():
                 if name.split(".")[0] != "ema":
@@ -131,18 +131,18 @@ class TestGame:
 
     def test_one_space_and_smoothness_reach_the_encoder_alone(self):
         method = self.build()
-        L = method.encode(tiny.batch("domains"), tiny.step())
+        L = method.encode(tiny.batch("dsm"), tiny.step())
         assert self.reached(method, L["uni"]) == {"E", "D_s"}  # D_s does not move there
         assert self.reached(method, L["smooth"]) == {"E"}
 
     def test_the_style_discriminator_learns_alone(self):
         method = self.build()
-        for update in method.updates(tiny.batch("domains"), tiny.step()):
+        for update in method.updates(tiny.batch("dsm"), tiny.step()):
             if update.nets == "D_s":
                 assert self.reached(method, update.loss) == {"D_s"}
 
     def test_diversity_does_not_reach_the_encoder(self):
-        method, batch = self.build(), tiny.batch("domains")
+        method, batch = self.build(), tiny.batch("dsm")
         z = noise(2, 4, method.config.style_dim).float()
         s, s_2 = (method.F(z_i, batch["y_ref"]) for z_i in z)
         L = method.generate("latent", batch, s, s_2, tiny.step())
@@ -155,14 +155,14 @@ class TestGame:
     )
     def test_ablations(self, change, missing):
         method, log = self.build(f"method.{change}"), {}
-        for update, _ in play(method, tiny.batch("domains"), tiny.step()):
+        for update, _ in play(method, tiny.batch("dsm"), tiny.step()):
             log |= update.log
         assert {"uni", "smooth"} - log.keys() == ({missing} if missing else set())
         assert (method.D_s is None) == (missing == "uni")
         assert isinstance(method.F, dsm.Flow if change != "flow=false" else Mapping)
 
     def test_diversity_fades(self):
-        method, batch = self.build(), tiny.batch("domains")
+        method, batch = self.build(), tiny.batch("dsm")
         s, s_2 = noise(2, 4, method.config.style_dim).float()
         start, late, end = (
             method.generate("latent", batch, s, s_2, tiny.step(i, 100))["ds_latent"].item()
