@@ -106,6 +106,12 @@ def test_strength_of_what_is_said(tmp_path):
     assert config.data.size == 32  # the preset's
 
 
+def test_a_method_may_be_said_by_its_name_alone():
+    assert load(None, ["method=munit"], preset="small") == load(
+        preset="small", method={"name": "munit"}
+    )
+
+
 def test_broken_yaml_names_the_line(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text("method: {name: munit}\ntrain: {steps: [1, 2\n")

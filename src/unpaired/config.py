@@ -151,6 +151,7 @@ def resolve(said: Mapping[str, Any]) -> Run:
         raise ConfigProblem(
             "The config names no method: say --method munit, or `method: {name: munit}` in the file."
         )
+    said = {**said, "method": section if isinstance(section, Mapping) else {"name": name}}
     method = find_method(name)
     preset = said.get("preset", "paper")
     if method.presets and preset not in method.presets:
@@ -158,7 +159,7 @@ def resolve(said: Mapping[str, Any]) -> Run:
             f"preset: {name} has no preset '{preset}': {nearest(str(preset), method.presets)}"
         )
     tree = merge(method.presets.get(preset, {}), said)
-    settings = {"name": name, **(tree["method"] if isinstance(tree["method"], Mapping) else {})}
+    settings = {"name": name, **tree["method"]}
     optim = tree.get("optim", {})
     default = optim.get("default", {}) if isinstance(optim, Mapping) else {}
     if isinstance(optim, Mapping):

@@ -37,6 +37,7 @@ from unpaired.translator import metadata, sample_sheets
 
 MAX_SKIPPED = 50  # moves in a row that may be non-finite
 MAX_FAILED_SAVES = 3
+MAX_LOST_READERS = 3
 
 
 class Skipped(Exception):
@@ -159,8 +160,18 @@ def fit(
                 "begin anew by --fresh, which sets it aside."
             )
         trainer = Trainer(run, folder, resume, init, say, allow_dataset_change)
+        lost = 0
         try:
-            trainer.train(asked)
+            while True:
+                try:
+                    trainer.train(asked)
+                    return
+                except RuntimeError as error:
+                    lost += 1
+                    if not str(error).startswith("DataLoader") or lost > MAX_LOST_READERS:
+                        raise
+                    say(f"A reading process was lost ({error}): going on from the last checkpoint.")
+                    trainer.restore()
         except Stopped as stop:
             raise SystemExit(stop.code) from None
         except Problem as problem:
@@ -410,8 +421,9 @@ class Trainer:
             raise ConfigProblem(
                 f"{self.folder.path} holds no checkpoint to resume from: train it first."
             )
-        self.step, tensors, state = found
+        self.step, tensors, _ = found
         load_tensors(self.method, tensors)
+        self.method.zero_grad()
         for net, o in self.optimizers.items():
             prefix = f"optim.{net}."
             params = o.param_groups[0]["params"]
