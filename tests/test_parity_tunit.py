@@ -583,6 +583,15 @@ def test_a_batch_may_hold_labels_for_all_or_none(y):
         assert p.grad is None or p.grad.isfinite().all()
 
 
+def test_normalised_codes_have_no_length():
+    m = small(normalise=True)
+    m.enqueue(torch.randn(10, 6))
+    s, k = torch.randn(4, 6), torch.randn(4, 6)
+    loss = m.contrast(s, k)
+    m.queue *= 3
+    assert m.contrast(2 * s, 5 * k).item() == pytest.approx(loss.item())
+
+
 def test_queue_lasts():
     m = small(first_stage=0.5)
     keys = []
@@ -694,6 +703,7 @@ def test_presets(preset):
     run = resolve({"method": {"name": "tunit"}, "preset": preset})
     assert run.method.first_stage == 0.325
     assert run.optimizer("C").kind == "adam" and run.optimizer("G").kind == "rmsprop"
-    assert run.optimizer("C").weight_decay == 1e-3 and run.optimizer("C").betas == (0.9, 0.999)
+    assert run.optimizer("C").weight_decay == {"paper": 1e-3, "small": 0}[preset]
+    assert run.optimizer("C").betas == (0.9, 0.999)
     semi = resolve({"method": {"name": "tunit", "labels": "some"}, "preset": preset})
     assert semi.method.first_stage == 0.175

@@ -199,3 +199,29 @@ def test_the_page_opens_from_disk(tmp_path):
     assert "polyline" in page and "method:" in page
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
     assert sources and all((path / s).is_file() for s in sources)
+
+
+def test_tensorboard_gets_the_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tiny.run("munit", "train.tensorboard=true", steps=3), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss/x_1")] == [1, 2, 3]
+
+
+def test_precision_is_bf16_only_where_it_pays(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert train.precision(tiny.run(), cpu) == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert train.precision(tiny.run(), cpu) == "bf16-mixed"
+    assert train.precision(tiny.run("munit", "train.precision=32-true"), cpu) == "32-true"
+
+
+def test_bf16_trains(tmp_path):
+    config = tiny.run("munit", "train.precision=bf16-mixed", steps=2)
+    fit(config, tmp_path)
+    record = RunFolder(tmp_path).read_log()[-1]
+    assert record["losses"]["x_1"] > 0

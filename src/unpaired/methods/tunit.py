@@ -31,8 +31,8 @@ thrice, which shows in these statistics only. The average of G starts with G (th
 iterations later). A pseudo-label is that of the C that has just moved (theirs, semi-supervised:
 before), and labels may be mixed in a batch (theirs: for all images of it or for none). Without a
 reference, the mean style of the latest 1,024 images of a domain serves (theirs: of all of its
-images). As theirs, codes are not normalised. Losses, gradients and updates agree with it to
-rounding (`tests/test_parity_tunit.py`).
+images). As theirs, codes are not normalised unless `normalise` says so, as `small` does. Losses,
+gradients and updates agree with it to rounding (`tests/test_parity_tunit.py`).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Config(MethodConfig):
     lambda_mi: float = Field(5.0, ge=0)  # of the cross-entropy too
     joint: float = Field(0.1, ge=0)  # on both once G and D play: the paper's 0.1 and 0.5
     temperature: float = Field(0.07, gt=0)
+    normalise: bool = False  # codes to unit length where they are compared: steadier on short runs
     queue: int = Field(1024, ge=1)
     style_dim: int = Field(128, ge=1)
     mlp_dim: int = Field(256, ge=1)
@@ -116,6 +117,7 @@ class TUNIT(Method):
         },
         "small": {
             "method": {
+                "normalise": True,
                 "style_dim": 32,
                 "mlp_dim": 64,
                 "dim": 16,
@@ -126,7 +128,7 @@ class TUNIT(Method):
             "data": {"size": 32, "batch": 32},
             "optim": {
                 "default": {"kind": "rmsprop", "lr": 2e-4, "weight_decay": 1e-4},
-                "C": {"kind": "adam", "lr": 5e-4, "betas": [0.9, 0.999], "weight_decay": 1e-3},
+                "C": {"kind": "adam", "lr": 5e-4, "betas": [0.9, 0.999], "weight_decay": 0.0},
             },
             "train": {"steps": 3000, "ema": 0.99, "save_every": 500, "sample_every": 500},
         },
@@ -222,8 +224,11 @@ class TUNIT(Method):
     def contrast(self, s: Tensor, k: Tensor) -> Tensor:
         """Styles (B, style_dim) against their keys, the queue being the negatives."""
         held = torch.arange(len(self.queue), device=s.device) < self.queued
+        codes = (s, k, self.queue)
         with fp32(s):
-            return losses.infonce(s, k, self.queue, held, self.config.temperature)
+            if self.config.normalise:
+                codes = (F.normalize(s), F.normalize(k), F.normalize(self.queue))
+            return losses.infonce(*codes, held, self.config.temperature)
 
     @torch.no_grad()
     def enqueue(self, k: Tensor) -> None:
