@@ -34,7 +34,11 @@ def main():
                 unpaired("train", CONFIG, *settings, *sys.argv[1:], "--out", run)
             unpaired("evaluate", run)
         figures = json.loads((run / "metrics.json").read_text())["scenes"]
-        values = [f"{row['model'][k]:.2f}" for k in ("content kept", "styles covered") for row in figures.values()]
+        values = [
+            f"{row['model'][k]:.2f}"
+            for k in ("content kept", "styles covered")
+            for row in figures.values()
+        ]
         rows.append(f"| {name} | {' | '.join(values)} |")
     ways = " | ".join(f"{k}, {way}" for k in ("content kept", "styles covered") for way in figures)
     print(f"| run | {ways} |\n| --- | {'--- | ' * len(values)}")

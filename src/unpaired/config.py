@@ -178,7 +178,13 @@ def resolve(said: Mapping[str, Any]) -> Run:
         raise ConfigProblem(sentence(error, Run)) from None
 
 
-SAFE = ("train.log_every", "train.sample_every", "train.save_every", "train.keep", "train.steps")
+SAFE: tuple[str, ...] = (
+    "train.log_every",
+    "train.sample_every",
+    "train.save_every",
+    "train.keep",
+    "train.steps",
+)
 SAFE += (
     "train.tensorboard",
     "train.compile",

@@ -311,10 +311,10 @@ def tiles(size: tuple[int, int], across: int = 5) -> tuple[Array, Array]:
     rng = np.random.default_rng(3)
     H, W = size
     reach = across * max(H, W) // min(H, W) + 2
-    seeds = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)], indexing="ij"), -1)
-    order = np.argsort(np.abs(seeds).max(-1).ravel(), kind="stable")  # the same inner tiles anyway
-    seeds = seeds.reshape(-1, 2)[order]
-    seeds = (seeds + rng.uniform(-0.33, 0.33, seeds.shape)) / across
+    cells = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)], indexing="ij"), -1)
+    order = np.argsort(np.abs(cells).max(-1).ravel(), kind="stable")  # the same inner tiles anyway
+    cells = cells.reshape(-1, 2)[order]
+    seeds = (cells + rng.uniform(-0.33, 0.33, cells.shape)) / across
     shade = rng.uniform(-1, 1, len(seeds)).astype(np.float32)
     square = (x[..., None] - seeds[:, 0]) ** 2 + (y[..., None] - seeds[:, 1]) ** 2
     first, second = np.argsort(square, -1)[..., :2].transpose(2, 0, 1)

@@ -41,7 +41,7 @@ class GuidingNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01 * math.sqrt(512 / channels))
                 nn.init.zeros_(module.bias)
@@ -124,7 +124,7 @@ class StyleConv(nn.Conv2d):
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__(c_in, c_out, kernel)
 
-    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
+    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:  # type: ignore[override]
         shift, scale = numbers.chunk(2, dim=1)
         return adain(super().forward(reflect(x, self.kernel_size[0] // 2)), shift, scale)
 
