@@ -11,6 +11,7 @@ from unpaired import train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.scenes import STYLES, Scenes, draw
+from unpaired.errors import ConfigProblem
 from unpaired.metrics import scenes
 
 SIZE = (24, 24)
@@ -68,7 +69,7 @@ def test_coverage_counts_bins():
 
 
 def test_evaluate_writes_figures_and_page(tmp_path, monkeypatch, capsys):
-    for name, value in dict(READER_SCENES=80, HELD_OUT=20, INPUTS=2, STYLES_EACH=16).items():
+    for name, value in dict(READER_SCENES=600, HELD_OUT=20, INPUTS=2, STYLES_EACH=16).items():
         monkeypatch.setattr(scenes, name, value)
     train.fit(tiny.run(steps=1), RunFolder(tmp_path / "x"), say=lambda line: None)
     assert main(["evaluate", str(tmp_path / "x")]) == 0
@@ -78,3 +79,9 @@ def test_evaluate_writes_figures_and_page(tmp_path, monkeypatch, capsys):
         assert {"model", "identity", "untrained", "one style", "reader"} == set(rows)
         assert rows["one style"]["styles covered"] <= rows["untrained"]["styles covered"] + 0.2
     assert "styles covered" in (tmp_path / "x" / "index.html").read_text()
+
+
+def test_a_reader_that_cannot_read_is_not_believed():
+    blind = scenes.Reader(len(STYLES["painted"])).eval()
+    with pytest.raises(ConfigProblem, match="would mean nothing"):
+        scenes.Direction("outline", "painted", (16, 16), blind, 0)

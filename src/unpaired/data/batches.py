@@ -290,17 +290,21 @@ def loader(
     """Batches `start`, `start + 1`, ... read ahead by `workers` processes."""
     from torch.utils.data import DataLoader
 
-    return iter(
-        DataLoader(
-            batches,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=range(start, len(batches)),
-            num_workers=workers,
-            timeout=120 if workers else 0,
-            prefetch_factor=4 if workers else None,
-            persistent_workers=workers > 0,
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "This DataLoader will create"
+        )  # more than cores: as asked
+        return iter(
+            DataLoader(
+                batches,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=range(start, len(batches)),
+                num_workers=workers,
+                timeout=120 if workers else 0,
+                prefetch_factor=4 if workers else None,
+                persistent_workers=workers > 0,
+            )
         )
-    )
 
 
 def check_layout(layout: str, domains: Sequence[str], method: str) -> None:

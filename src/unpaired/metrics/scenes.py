@@ -31,6 +31,7 @@ from unpaired.translator import Translator, random_styles
 
 BINS, READER_SCENES, HELD_OUT = 8, 2000, 500
 INPUTS, STYLES_EACH = 40, 64
+LEAST_IOU = 0.6  # on real scenes, below which a reader is not believed
 
 
 class Reader(nn.Module):
@@ -137,6 +138,11 @@ class Direction:
         x, masks, factors = real(target, size, "test", INPUTS * STYLES_EACH, seed)
         read_masks, read_factors = read(reader, x)
         self.own_iou = iou(read_masks[:HELD_OUT], masks[:HELD_OUT] > 0.5)
+        if self.own_iou < LEAST_IOU:
+            raise ConfigProblem(
+                f"The segmenter of {target} reaches only an IoU of {self.own_iou:.2f} on real scenes of "
+                f"{size[0]} x {size[1]} px, so figures would mean nothing: train with a larger data.size."
+            )
         self.own_coverage = coverage(read_factors.view(INPUTS, STYLES_EACH, -1))
         self.error = float((read_factors - factors).abs().mean())
 
