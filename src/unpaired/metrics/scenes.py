@@ -29,8 +29,8 @@ from unpaired.errors import ConfigProblem
 from unpaired.method import Method
 from unpaired.translator import Translator, random_styles
 
-BINS, READER_SCENES, HELD_OUT = 8, 2000, 500
-INPUTS, STYLES_EACH = 40, 64
+BINS, READER_SCENES, HELD_OUT = 8, 1500, 500
+INPUTS, STYLES_EACH = 25, 64
 LEAST_IOU = 0.6  # on real scenes, below which a reader is not believed
 
 
@@ -79,7 +79,7 @@ def real(
     return images.contiguous(memory_format=torch.channels_last), masks, factors
 
 
-def train_reader(domain: str, size: tuple[int, int], epochs: int = 6, batch: int = 40) -> Reader:
+def train_reader(domain: str, size: tuple[int, int], epochs: int = 6, batch: int = 30) -> Reader:
     """A reader of `domain`, trained on scenes that no run of seed below 1,000 sees."""
     x, masks, factors = real(domain, size, "train", READER_SCENES, seed=1000)
     torch.manual_seed(0)
