@@ -1,10 +1,13 @@
 """Bad input is answered by one sentence that names the key or the file and the remedy, with the exit code."""
 
+import json
+
 import pytest
 from PIL import Image
 
 from unpaired.cli import main
 from unpaired.config import load, override
+from unpaired.registry import method_names
 
 
 def munit(*settings):
@@ -117,3 +120,28 @@ def test_broken_yaml_names_the_line(tmp_path, capsys):
     path.write_text("method: {name: munit}\ntrain: {steps: [1, 2\n")
     assert main(["train", str(path)]) == 2
     assert "line" in capsys.readouterr().err
+
+
+def test_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(method_names())
+    assert any("ECCV 2018" in line for line in lines)
+
+
+def test_data_check_prints_text_json_and_a_page(tmp_path, capsys):
+    for domain in "ab":
+        (tmp_path / "data" / domain).mkdir(parents=True)
+        for i in range(3):
+            image = Image.new("RGB", (32, 32), (i * 80, 90, 200))
+            image.putpixel((i, 3), (255, 0, 0))
+            image.save(tmp_path / "data" / domain / f"{i}.png")
+    (tmp_path / "data" / "a" / "bad.jpg").write_text("hello")
+    assert (
+        main(["data", "check", str(tmp_path / "data"), "--page", str(tmp_path / "page.html")]) == 0
+    )
+    assert (
+        "bad.jpg" in capsys.readouterr().out and "bad.jpg" in (tmp_path / "page.html").read_text()
+    )
+    assert main(["data", "check", str(tmp_path / "data"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)

@@ -110,11 +110,16 @@ def data_check(args: argparse.Namespace) -> None:
 def methods(args: argparse.Namespace) -> None:
     from unpaired.registry import find_method, method_names
 
-    print(f"{'method':<20}{'data':<14}{'venue':<12}title")
+    needs = {
+        "two_domains": "two domains",
+        "domains": "many domains",
+        "unlabelled": "one folder",
+        "paired": "pairs",
+    }
     for name in method_names():
         method = find_method(name)
-        card = method.card
-        print(f"{name:<20}{method.layout:<14}{card['venue']} {card['year']:<7}{card['title']}")
+        paper = " ".join(str(method.card[key]) for key in ("venue", "year") if method.card[key])
+        print(f"{name:<20}{needs[method.layout]:<14}{paper:<18}{method.card['title']}")
 
 
 def convert(args: argparse.Namespace) -> None:
