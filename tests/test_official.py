@@ -10,10 +10,11 @@ import tiny
 import torch
 
 from unpaired import Translator, official
-from unpaired.checkpoint import load_model
+from unpaired.checkpoint import RunFolder, load_model
 from unpaired.cli import main
-from unpaired.errors import DataProblem
+from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.networks.vgg import VGG16
+from unpaired.train import Trainer
 
 
 @pytest.fixture
@@ -60,6 +61,209 @@ def test_munit_checkpoint(munit_file, tmp_path):
     assert len(t.translate(np.zeros((64, 64, 3), np.uint8), to="dog", styles=2)) == 2
 
 
+# Checkpoints of the other methods: our networks, written under the official names.
+
+NAMES = {
+    "cyclegan": {
+        "latest_net_G_A.pth": ("G", official.resnet(1)),
+        "latest_net_G_B.pth": ("F", official.resnet(1)),
+        "latest_net_D_A.pth": ("D_Y", official.patchgan(3)),
+        "latest_net_D_B.pth": ("D_X", official.patchgan(3)),
+    },
+    "pix2pix": {
+        "latest_net_G.pth": ("G", official.unet(5)),
+        "latest_net_D.pth": ("D", official.patchgan(3)),
+    },
+    "bicyclegan": {
+        "latest_net_G.pth": ("G", official.bicyclegan_unet(5)),
+        "latest_net_E.pth": ("E", official.bicyclegan_encoder(2)),
+        "latest_net_D.pth": ("D_vae", official.bicyclegan_discriminator(2)),
+        "latest_net_D2.pth": ("D_lr", official.bicyclegan_discriminator(2)),
+    },
+}
+CHANGES = {"cyclegan": ["method.d_layers=3"], "pix2pix": ["method.d_layers=3"], "bicyclegan": []}
+
+
+def theirs(net, names):
+    """A network's parameters under the official names, with statistics that instance norm used to keep."""
+    state = {official.translated(names, name): v.clone() for name, v in net.state_dict().items()}
+    if not any("running_" in name for name in state):
+        first = next(iter(state))
+        state[first.rsplit(".", 1)[0] + ".running_mean"] = torch.zeros(3)
+    return state
+
+
+def write_files(name, folder):
+    """The official files of a tiny method, which is returned."""
+    method, _ = tiny.build(name, *CHANGES[name])
+    generator = torch.Generator().manual_seed(0)
+    for buffer_name, buffer in method.named_buffers():
+        if "running_" in buffer_name:  # so that a test sees them used
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    for file, (net, names) in NAMES[name].items():
+        torch.save(theirs(method.get_submodule(net), names), folder / file)
+    return method.eval()
+
+
+def same_translations(method, translator, ways=((0, 1),)):
+    size = min(translator.run.data.hw)
+    x = tiny.batch(method.name, 2, size)["x_1" if len(method.domains) == 2 else "x_src"]
+    for source, target in ways:
+        generator = torch.Generator().manual_seed(0)
+        latent = "latent" in method.styles(source, target)
+        style = method.sample_style(2, target, generator) if latent else None
+        with torch.no_grad():
+            expected = method.translate(x, source, target, style)
+            assert torch.equal(translator.method.translate(x, source, target, style), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_translate_as_the_networks_they_are_of(name, tmp_path, capsys):
+    method, out = write_files(name, tmp_path), tmp_path / "mödel.safetensors"
+    assert (
+        main(["weights", "import", name, str(tmp_path), str(out), "--domains", "edge", "ä b"]) == 0
+        if name == "cyclegan"
+        else main(["weights", "import", name, str(tmp_path), str(out), "--size", "32"]) == 0
+    )
+    t = Translator.load(out)
+    assert t.domains == (("edge", "ä b") if name == "cyclegan" else ("a", "b"))
+    same_translations(method, t, [(0, 1), (1, 0)] if name == "cyclegan" else [(0, 1)])
+    if name == "bicyclegan":
+        x = tiny.batch(name, 2)["x_2"]
+        with torch.no_grad():
+            assert torch.equal(t.method.encode_style(x, 1), method.encode_style(x, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_goes_on_from_a_checkpoint_with_its_discriminators(name, tmp_path):
+    method, out = write_files(name, tmp_path), tmp_path / "model.safetensors"
+    assert main(["weights", "import", name, str(tmp_path), str(out), "--size", "32"]) == 0
+    run = tiny.run(name, *CHANGES[name])
+    folder = RunFolder(tmp_path / "run")
+    started = Trainer(run, folder, resume=False, init=out, say=lambda line: None).method
+    for net, _ in NAMES[name].values():
+        for k, v in method.get_submodule(net).state_dict().items():
+            assert torch.equal(started.get_submodule(net).state_dict()[k], v), f"{net}.{k}"
+    for net in method.averaged.split():
+        for k, v in method.get_submodule(net).state_dict().items():
+            assert torch.equal(started.ema[net].state_dict()[k], v), f"ema.{net}.{k}"
+
+
+def test_a_published_generator_alone_translates_one_way(tmp_path, capsys):
+    method, out = write_files("cyclegan", tmp_path), tmp_path / "model.safetensors"
+    alone = tmp_path / "horse2zebra.pth"
+    (tmp_path / "latest_net_G_A.pth").rename(alone)
+    assert main(["weights", "import", "cyclegan", str(alone), str(out), "--size", "32"]) == 0
+    t = Translator.load(out)
+    same_translations(method, t)
+    image = np.zeros((32, 32, 3), np.uint8)
+    assert len(t.translate(image, to="b")) == 1
+    with pytest.raises(ConfigProblem, match="from a to b only"):
+        t.translate(image, to="a")
+    with pytest.raises(ConfigProblem, match="method.one_way"):
+        next(t.method.updates(tiny.batch("cyclegan"), tiny.step()))
+
+
+def test_edges_of_one_channel_become_the_grey_of_three(tmp_path):
+    method = write_files("bicyclegan", tmp_path)
+    held = torch.load(tmp_path / "latest_net_G.pth")
+    first = held["model.down.0.weight"]
+    held["model.down.0.weight"] = torch.cat([first[:, :1], first[:, 3:]], 1)
+    torch.save(held, tmp_path / "latest_net_G.pth")
+    out = tmp_path / "model.safetensors"
+    assert main(["weights", "import", "bicyclegan", str(tmp_path), str(out), "--size", "32"]) == 0
+    got = Translator.load(out).method
+    x, z = tiny.batch("bicyclegan", 2)["x_1"], torch.randn(2, 4)
+    grey = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    with torch.no_grad():
+        method.G.down[0][0].weight[:, 1:3] = 0  # sees the first channel alone
+        expected = method.translate(grey.expand_as(x), 0, 1, z)
+        torch.testing.assert_close(got.translate(x, 0, 1, z), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["100000_nets_ema.ckpt", "100000_nets.ckpt"])
+def test_stargan_v2_checkpoint(file, tmp_path):
+    method, _ = tiny.build("stargan_v2")
+    method.eval()
+    names = {
+        "generator": ("G", official.stargan_v2_generator(1)),
+        "mapping_network": ("F", official.stargan_v2_mapping()),
+        "style_encoder": ("E", official.stargan_v2_style_encoder(1)),
+    }
+    if "ema" not in file:
+        names["discriminator"] = ("D", official.stargan_v2_discriminator(1))
+    prefix = "" if "ema" in file else "module."  # of several GPUs
+    states = {
+        part: {prefix + k: v for k, v in theirs(method.get_submodule(net), table).items()}
+        for part, (net, table) in names.items()
+    }
+    for state in states.values():
+        for k in [k for k in state if k.endswith("running_mean")]:
+            del state[k]
+    torch.save(states, tmp_path / file)
+    out, words = tmp_path / "model.safetensors", ["weights", "import", "stargan_v2"]
+    words += [str(tmp_path / file), str(out)]
+    assert main([*words, "--domains", "cat", "dog"]) == 2  # there are three
+    assert main([*words, "--domains", "cat", "dog", "wild"]) == 0
+    t = Translator.load(out)
+    assert t.domains == ("cat", "dog", "wild") and t.run.data.hw == (32, 32)
+    same_translations(method, t, [(0, 1), (2, 0)])
+    x = tiny.batch("stargan_v2", 2)["x_src"]
+    with torch.no_grad():
+        assert torch.equal(t.method.encode_style(x, 2), method.encode_style(x, 2))
+
+
+def test_stargan_v2_with_the_skip_for_faces_is_refused(tmp_path, capsys):
+    method, _ = tiny.build("stargan_v2")
+    names = official.stargan_v2_generator(1)
+    G = theirs(method.G, names) | {"encode.3.conv1.weight": torch.zeros(16, 16, 3, 3)}
+    F = theirs(method.F, official.stargan_v2_mapping())
+    E = theirs(method.E, official.stargan_v2_style_encoder(1))
+    torch.save({"generator": G, "mapping_network": F, "style_encoder": E}, tmp_path / "faces.ckpt")
+    words = [str(tmp_path / "faces.ckpt"), str(tmp_path / "out")]
+    assert main(["weights", "import", "stargan_v2", *words]) == 65
+    assert "w_hpf=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "method, files, code, words",
+    [
+        ("cyclegan", ["latest_net_G_B.pth"], 2, ["latest_net_G_A.pth"]),
+        ("cyclegan", ["latest_net_D_A.pth", "latest_net_G_B.pth"], 2, ["latest_net_G_A.pth"]),
+        ("cyclegan", ["a.pth", "b.pth"], 65, ["a.pth", "CycleGAN's generator"]),
+        ("cyclegan", ["none.pth"], 2, ["none.pth"]),
+        ("cyclegan", ["."], 0, []),
+        ("pix2pix", ["latest_net_G_A.pth"], 2, ["latest_net_G_A.pth", "latest_net_G.pth"]),
+        ("pix2pix", ["a.pth"], 65, ["a.pth", "U-Net"]),
+        ("pix2pix", ["list.pth"], 65, ["list.pth"]),
+        ("bicyclegan", ["a.pth"], 65, ["a.pth", "BicycleGAN's generator"]),
+        ("stargan_v2", ["a.pth"], 65, ["a.pth", "StarGAN v2"]),
+        ("stargan_v2", ["a.pth", "b.pth"], 2, ["one file"]),
+        ("munit", ["a.pth"], 65, ["a.pth", "gen_"]),
+        ("cyclegan", ["half.pth"], 65, ["half.pth", "up.0.0.weight"]),
+        ("cyclegan", ["wide.pth"], 65, ["wide.pth", "rgb.conv.weight"]),
+        ("cyclegan", ["more.pth"], 65, ["unknown parameter", "model.99.weight"]),
+    ],
+)
+def test_files_that_are_not_what_they_say(
+    method, files, code, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_files("cyclegan", tmp_path)
+    held = torch.load("latest_net_G_A.pth")
+    torch.save({"features.0.weight": torch.zeros(3)}, "a.pth")
+    torch.save([torch.zeros(3)], "list.pth")
+    torch.save({k: v for k, v in held.items() if "model.11." not in k}, "half.pth")
+    torch.save(held | {"model.18.weight": torch.zeros(4, 4, 7, 7)}, "wide.pth")
+    torch.save(held | {"model.99.weight": torch.zeros(4)}, "more.pth")
+    assert main(["weights", "import", method, *files, "out.safetensors"]) == code
+    printed = capsys.readouterr().err.strip()
+    assert "Traceback" not in printed and "\n" not in printed
+    for word in words:
+        assert word in printed
+    assert (tmp_path / "out.safetensors").exists() == (code == 0)
+
+
 def test_T_M01_pickled_code_is_not_run(tmp_path):
     canary = tmp_path / "canary"
 
@@ -74,7 +278,7 @@ def test_T_M01_pickled_code_is_not_run(tmp_path):
         path = tmp_path / name
         write(path)
         with pytest.raises(DataProblem, match=name):
-            official.munit(path)
+            official.read("munit", [path])
     assert not canary.exists()
 
 
@@ -95,7 +299,7 @@ def test_T_M03_bombs(tmp_path):
 def test_a_file_of_another_kind_is_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(DataProblem, match="gen_"):
-        official.munit(tmp_path / "other.pt")
+        official.read("munit", [tmp_path / "other.pt"])
     with pytest.raises(DataProblem, match="VGG-16"):
         official.vgg16(tmp_path / "other.pt")
 

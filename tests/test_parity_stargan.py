@@ -9,35 +9,25 @@ import pytest
 import torch
 from test_parity import float64, play  # noqa: F401
 
-from unpaired import losses
+from unpaired import losses, official
 from unpaired.method import Shape, Step
 from unpaired.methods import smoothgan, stargan_v2
 from unpaired.networks.stargan import modulate
 
 MOVES = ("d_latent", "d_reference", "g_latent", "g_reference")
+
+
+def official_names(halvings):
+    """Our modules by network -> the official ones; `halvings` are those of the generator."""
+    return {
+        "G": official.stargan_v2_generator(halvings),
+        "F": official.stargan_v2_mapping(),
+        "E": official.stargan_v2_style_encoder(halvings),
+        "D": official.stargan_v2_discriminator(halvings),
+    }
+
+
 NETS = {"G": "generator", "F": "mapping_network", "E": "style_encoder", "D": "discriminator"}
-
-
-def official_name(net, name, halvings):
-    """The official name of our parameter `name`; `halvings` are those of the generator."""
-    module, *rest, leaf = name.split(".")
-    head, *rest = rest or [""]
-    inner = [
-        f"{r[:-2]}{r[-1]}" if r[-2:] in ("_1", "_2") else {"skip": "conv1x1"}.get(r, r)
-        for r in rest
-    ]
-    inner = [f"norm{r[-1]}.fc" if r.startswith("style") else r for r in inner]
-    if net == "G" and module == "encoder":
-        where = "from_rgb" if head == "0" else f"encode.{int(head) - 1}"
-    elif net == "G":
-        head, *inner = [head, *inner]
-        where = f"to_rgb.{inner[0]}" if head == "rgb" else f"decode.{inner[0]}"
-        inner = inner[1:]
-    elif net == "D":
-        where = "main.{}".format(head if module == "trunk" else halvings + 6)
-    else:
-        where = f"{'unshared' if module == 'heads' else 'shared'}.{head}"
-    return ".".join([where, *inner, leaf])
 
 
 class GivenStep(Step):
@@ -56,7 +46,7 @@ class Golden:
 
     def __init__(self, name, method, **sizes):
         self.name, self.data, self.sizes = name, golden.load(name), sizes
-        self.Method, self.halvings = method, 2
+        self.Method, self.names = method, official_names(2)
 
     def method(self, module, **changes):
         method = self.Method(module.Config(**self.sizes | changes), ("a", "b", "c"), Shape(64, 64))
@@ -70,7 +60,7 @@ class Golden:
         return method
 
     def theirs(self, net, name):
-        return official_name(net, name, self.halvings)
+        return official.translated(self.names[net], name)
 
     def given(self, label):
         return golden.given(self.data, f"{self.name}.{label}")
@@ -224,10 +214,9 @@ class TestStarGANv2:
             net = m.get_submodule(ours)
             assert sum(p.numel() for p in net.parameters()) == full[theirs]
             if f"{theirs}_names" in full:
-                halvings = size.bit_length() - 5
+                names = official_names(size.bit_length() - 5)[ours]
                 shapes = {
-                    official_name(ours, n, halvings): list(p.shape)
-                    for n, p in net.named_parameters()
+                    official.translated(names, n): list(p.shape) for n, p in net.named_parameters()
                 }
                 assert shapes == dict(full[f"{theirs}_names"])
 

@@ -135,16 +135,27 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def import_official(args: argparse.Namespace) -> None:
+    import torch
+
     from unpaired import official
     from unpaired.checkpoint import save_model
     from unpaired.config import load
+    from unpaired.errors import ConfigProblem
     from unpaired.translator import metadata
 
-    tensors, settings = official.munit(args.file)
-    run = load(method=settings, data={"size": args.size})
-    save_model(args.output, tensors, metadata(run, args.domains, 0))
+    found = official.read(args.method, args.files)
+    domains = args.domains or [chr(97 + i) for i in range(found.domains)]
+    if len(domains) != found.domains:
+        raise ConfigProblem(
+            f"The checkpoint has {found.domains} domains: name as many by --domains."
+        )
+    size = {"size": args.size} if args.size else {}
+    run = load(method=found.method, data={"size": 256, **found.data, **size})
+    with torch.device("meta"):
+        official.check(found, run.build(tuple(domains)), args.files)
+    save_model(args.output, found.tensors, metadata(run, domains, 0))
     print(
-        f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {args.domains[1]})"
+        f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {domains[1]})"
     )
 
 
@@ -184,7 +195,10 @@ def parser() -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="RUN", help="go on with a run, exactly where it was"
     )
     c.add_argument(
-        "--init", type=Path, metavar="RUN", help="start from the networks of another run"
+        "--init",
+        type=Path,
+        metavar="RUN",
+        help="start from the networks of another run or model file",
     )
 
     c.add_argument(
@@ -268,13 +282,19 @@ def parser() -> argparse.ArgumentParser:
         help="what the weights were trained on: caffe (BGR, 0 to 255, means removed) or imagenet (RGB, 0 to 1)",
     )
     c = command(kinds, "import", import_official, "make a model of an official checkpoint")
-    c.add_argument("method", choices=("munit",))
-    c.add_argument("file", type=Path, help="a generator checkpoint, gen_*.pt")
+    c.add_argument("method", choices=("munit", "cyclegan", "pix2pix", "bicyclegan", "stargan_v2"))
+    c.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="gen_*.pt, latest_net_*.pth, *_nets_ema.ckpt, or the folder of these",
+    )
     c.add_argument("output", type=Path, help="the model.safetensors to write")
     c.add_argument(
-        "--domains", nargs=2, default=["a", "b"], metavar=("A", "B"), help="names of its domains"
+        "--domains", nargs="+", metavar="NAME", help="names of its domains (default: a b ...)"
     )
-    c.add_argument("--size", type=int, default=256, help="its training size (default 256)")
+    c.add_argument("--size", type=int, help="its training size (default: 256, or as the file says)")
     return p
 
 

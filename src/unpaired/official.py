@@ -6,13 +6,15 @@ Only names and shapes of the published files are used here; the networks are our
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.method import Method
 
 
 def munit_generator(downsamplings: int, residuals: int) -> dict[str, str]:
@@ -142,6 +144,43 @@ def augmented_discriminator(blocks: int) -> dict[str, str]:
     return names
 
 
+def stargan_v2_generator(halvings: int) -> dict[str, str]:
+    """Modules of StarGAN v2's `Generator` -> modules of the official one (without its high-pass branch)."""
+    names = {"encoder.0": "from_rgb"}
+    for i in range(halvings + 2):
+        names |= stargan_v2_block(f"encoder.{i + 1}", f"encode.{i}")
+        names |= stargan_v2_block(f"decoder.blocks.{i}", f"decode.{i}")
+    return names | {f"decoder.rgb.{i}": f"to_rgb.{i}" for i in (0, 2)}
+
+
+def stargan_v2_block(ours: str, theirs: str) -> dict[str, str]:
+    parts = {"conv_1": "conv1", "conv_2": "conv2", "norm_1": "norm1", "norm_2": "norm2"}
+    parts |= {"style_1": "norm1.fc", "style_2": "norm2.fc", "skip": "conv1x1"}
+    return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in parts.items()}
+
+
+def stargan_v2_trunk(halvings: int, theirs: str) -> dict[str, str]:
+    names = {"trunk.0": f"{theirs}.0", f"trunk.{halvings + 4}": f"{theirs}.{halvings + 4}"}
+    for i in range(1, halvings + 3):
+        names |= stargan_v2_block(f"trunk.{i}", f"{theirs}.{i}")
+    return names
+
+
+def stargan_v2_mapping() -> dict[str, str]:
+    """Modules of StarGAN v2's `Mapping` -> modules of the official mapping network."""
+    return {"shared": "shared", "heads": "unshared"}
+
+
+def stargan_v2_style_encoder(halvings: int) -> dict[str, str]:
+    """Modules of StarGAN v2's `StyleEncoder` -> modules of the official one."""
+    return stargan_v2_trunk(halvings, "shared") | {"heads": "unshared"}
+
+
+def stargan_v2_discriminator(halvings: int) -> dict[str, str]:
+    """Modules of StarGAN v2's `Discriminator` -> modules of the official one."""
+    return stargan_v2_trunk(halvings, "main") | {"heads": f"main.{halvings + 6}"}
+
+
 def translated(names: dict[str, str], ours: str) -> str:
     """The official name of our parameter or module `ours`, by the longest module in `names` that holds it."""
     parts = ours.split(".")
@@ -160,8 +199,6 @@ def read_pickle(path: Path) -> Any:
 
     Raises `DataProblem` for a file that is not one, holds anything but tensors, or would unpack to more than it is.
     """
-    import torch
-
     if not path.is_file():
         raise ConfigProblem(f"There is no file {path}: name a published weights file.")
     try:
@@ -193,8 +230,47 @@ def tensors_in(held: Any) -> Iterator[Tensor]:
         yield held
 
 
-def munit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The generators of an official MUNIT checkpoint (`gen_*.pt`): our tensors, and the `method` section they fit."""
+class Imported(NamedTuple):
+    """What published files hold: our tensors, and the sections `method` and `data` of a config that they fit."""
+
+    tensors: dict[str, Tensor]
+    method: dict[str, Any]
+    data: dict[str, Any] = {}
+    domains: int = 2
+
+
+def read(method: str, files: Sequence[Path]) -> Imported:
+    """The networks in an official checkpoint of `method`: its files, or the folder that holds them.
+
+    Raises `ConfigProblem` for files that are missing, `DataProblem` for one that is not what it should be.
+    """
+    try:
+        return READERS[method](files)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise DataProblem(
+            f"{' '.join(map(str, files))} does not hold what a checkpoint of {method} does "
+            f"({str(error).splitlines()[0]}): it is of another version or method."
+        ) from None
+
+
+def check(imported: Imported, method: Method, files: Sequence[Path]) -> None:
+    """Refuses tensors that are not all of the networks that translate, or of another shape than in `method`."""
+    own = method.state_dict()
+    nets = {*method.averaged.split(), *(name.split(".")[0] for name in imported.tensors)}
+    wanted = {name for name in own if name.split(".")[0] in nets}
+    odd = sorted(wanted ^ imported.tensors.keys()) or sorted(
+        name for name in wanted if own[name].shape != imported.tensors[name].shape
+    )
+    if odd:
+        raise DataProblem(
+            f"{' '.join(map(str, files))} does not fit {method.name} of this tool ({', '.join(odd[:3])}): it is of "
+            "another version or was trained with other networks."
+        )
+
+
+def munit(files: Sequence[Path]) -> Imported:
+    """The generators of an official MUNIT checkpoint, gen_*.pt."""
+    path = only(files, "munit", "gen_*.pt")
     held = read_pickle(path)
     if (
         not isinstance(held, Mapping)
@@ -204,10 +280,10 @@ def munit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataProblem(
             f"{path} is not a generator checkpoint of MUNIT (gen_*.pt): name that file."
         )
-    a = held["a"]
+    a, b = plain(path, held["a"]), plain(path, held["b"])
     first, mlp = a["enc_content.model.0.conv.weight"], a["mlp.model.0.fc.weight"]
-    downsamplings = sum(f"enc_content.model.{i}.conv.weight" in a for i in range(1, 10))
-    residuals = sum(f"dec.model.0.model.{j}.model.0.conv.weight" in a for j in range(100))
+    downsamplings = count(a, "enc_content.model.{}.conv.weight", 1)
+    residuals = count(a, "dec.model.0.model.{}.model.0.conv.weight")
     settings = {
         "name": "munit",
         "dim": first.shape[0],
@@ -217,18 +293,236 @@ def munit(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "residuals": residuals,
     }
     names = munit_generator(downsamplings, residuals)
-    tensors = {}
-    for ours, theirs in (("G_1", "a"), ("G_2", "b")):
-        for name, value in held[theirs].items():
-            if "running_" not in name:  # AdaIN's statistics, never used
-                tensors[f"{ours}.{ours_of(names, name)}"] = value.float()
-    return tensors, settings
+    tensors = renamed("G_1", a, names) | renamed("G_2", b, names)
+    return Imported(tensors, settings)
 
 
-def ours_of(names: Mapping[str, str], theirs: str) -> str:
-    """Our name of an official parameter."""
-    parts = theirs.split(".")
+def cyclegan(files: Sequence[Path]) -> Imported:
+    """latest_net_G_A.pth and latest_net_G_B.pth, or one generator alone, which translates there and not back."""
+    parts = networks(
+        files,
+        {
+            "G_A": ("CycleGAN's generator", "model.10.conv_block.1.weight"),
+            "G_B": ("CycleGAN's generator", "model.10.conv_block.1.weight"),
+            "D_A": ("CycleGAN's discriminator", "model.11.weight"),
+            "D_B": ("CycleGAN's discriminator", "model.11.weight"),
+        },
+        "G_A",
+    )
+    G = parts["G_A"]
+    residuals = count(G, "model.{}.conv_block.1.weight", 10)
+    settings = {
+        "name": "cyclegan",
+        "dim": G["model.1.weight"].shape[0],
+        "residuals": residuals,
+        "one_way": "G_B" not in parts,
+    }
+    tensors: dict[str, Tensor] = {}
+    for ours, theirs in {"G": "G_A", "F": "G_B"}.items():
+        tensors |= renamed(ours, parts.get(theirs, {}), resnet(residuals))
+    for ours, theirs in {"D_Y": "D_A", "D_X": "D_B"}.items():
+        if D := parts.get(theirs):
+            settings |= {"d_dim": D["model.0.weight"].shape[0]}
+            tensors |= renamed(ours, D, patchgan(layers=3))
+    return Imported(tensors, settings, channels(G["model.1.weight"]))
+
+
+def pix2pix(files: Sequence[Path]) -> Imported:
+    """latest_net_G.pth, a U-Net with BatchNorm, and latest_net_D.pth."""
+    parts = networks(
+        files,
+        {
+            "G": ("pix2pix's U-Net", "model.model.0.weight"),
+            "D": ("pix2pix's discriminator", "model.11.weight"),
+        },
+        "G",
+    )
+    G, levels = parts["G"], 1
+    while f"model.model.1{'.model.3' * (levels - 1)}.model.1.weight" in G:
+        levels += 1
+    settings = {"name": "pix2pix", "dim": G["model.model.0.weight"].shape[0], "levels": levels}
+    tensors = renamed("G", G, unet(levels), statistics=True)
+    if D := parts.get("D"):
+        settings |= {"d_dim": D["model.0.weight"].shape[0]}
+        tensors |= renamed("D", D, patchgan(layers=3), statistics=True)
+    return Imported(tensors, settings, channels(G["model.model.0.weight"]))
+
+
+def bicyclegan(files: Sequence[Path]) -> Imported:
+    """latest_net_G.pth and latest_net_E.pth, and the discriminators latest_net_D.pth and latest_net_D2.pth.
+
+    A generator of grey inputs (edges) and coloured outputs becomes one of coloured inputs, which it sees as grey.
+    """
+    parts = networks(
+        files,
+        {
+            "G": ("BicycleGAN's generator", "model.down.0.weight"),
+            "E": ("BicycleGAN's encoder", "fcVar.0.weight"),
+            "D": ("BicycleGAN's discriminator", "model_0.0.weight"),
+            "D2": ("BicycleGAN's discriminator", "model_0.0.weight"),
+        },
+        "G",
+        "E",
+    )
+    G, E, first = parts["G"], parts["E"], "model.down.0.weight"
+    levels = 1 + count(G, "model{}.down.1.weight", 1, repeated=".submodule")
+    z_dim, blocks = E["fc.0.weight"].shape[0], count(E, "conv.{}.shortcut.1.weight", 1)
+    if G[first].shape[1] - z_dim == 1 and E["conv.0.weight"].shape[1] == 3:
+        grey, z = G[first].split((1, z_dim), 1)
+        rgb = grey * grey.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        G = {**G, first: torch.cat([rgb, z], 1)}
+    settings = {
+        "name": "bicyclegan",
+        "dim": G[first].shape[0],
+        "levels": levels,
+        "z_dim": z_dim,
+        "e_dim": E["conv.0.weight"].shape[0],
+        "e_blocks": blocks,
+    }
+    tensors = renamed("G", G, bicyclegan_unet(levels))
+    tensors |= renamed("E", E, bicyclegan_encoder(blocks))
+    for ours, theirs in {"D_vae": "D", "D_lr": "D2"}.items():
+        if D := parts.get(theirs):
+            layers = 3 if "model_0.11.weight" in D else 2
+            settings |= {"d_dim": D["model_0.0.weight"].shape[0], "d_layers": layers}
+            settings |= {
+                "conditional": D["model_0.0.weight"].shape[1] > G["model.up.1.weight"].shape[1]
+            }
+            tensors |= renamed(ours, D, bicyclegan_discriminator(layers))
+    return Imported(tensors, settings, channels(G["model.up.1.weight"]))
+
+
+def stargan_v2(files: Sequence[Path]) -> Imported:
+    """*_nets_ema.ckpt, the averaged networks, or *_nets.ckpt, which holds the discriminator besides."""
+    path = only(files, "stargan_v2", "100000_nets_ema.ckpt")
+    held = read_pickle(path)
+    names = ("generator", "mapping_network", "style_encoder")
+    if not isinstance(held, Mapping) or not set(names) <= held.keys():
+        raise DataProblem(
+            f"{path} is not a checkpoint of StarGAN v2 (100000_nets_ema.ckpt): name that file."
+        )
+    G, F, E = (plain(path, held[name]) for name in names)
+    halvings = count(E, "shared.{}.conv1.weight", 1) - 2
+    if count(G, "encode.{}.conv1.weight") == halvings + 3:
+        raise DataProblem(
+            f"{path} was trained with the high-pass skip for faces (w_hpf=1), which this tool leaves out: "
+            "name a checkpoint without it, such as that of AFHQ."
+        )
+    first, noise = G["from_rgb.weight"], F["shared.0.weight"]
+    settings = {
+        "name": "stargan_v2",
+        "latent_dim": noise.shape[1],
+        "style_dim": E["unshared.0.weight"].shape[0],
+        "mlp_dim": noise.shape[0],
+        "width": first.shape[0] * 16 * 2**halvings,
+        "max_dim": E["unshared.0.weight"].shape[1],
+    }
+    tensors = renamed("G", G, stargan_v2_generator(halvings))
+    tensors |= renamed("F", F, stargan_v2_mapping())
+    tensors |= renamed("E", E, stargan_v2_style_encoder(halvings))
+    if "discriminator" in held:
+        D = plain(path, held["discriminator"])
+        tensors |= renamed("D", D, stargan_v2_discriminator(halvings))
+    domains = count(E, "unshared.{}.weight")
+    return Imported(tensors, settings, channels(first) | {"size": 16 * 2**halvings}, domains)
+
+
+READERS: Mapping[str, Callable[[Sequence[Path]], Imported]] = {
+    "munit": munit,
+    "cyclegan": cyclegan,
+    "pix2pix": pix2pix,
+    "bicyclegan": bicyclegan,
+    "stargan_v2": stargan_v2,
+}
+
+
+def only(files: Sequence[Path], method: str, name: str) -> Path:
+    if len(files) != 1:
+        raise ConfigProblem(f"{method} keeps all in one file, {name}: name that one.")
+    return files[0]
+
+
+def networks(
+    files: Sequence[Path], known: Mapping[str, tuple[str, str]], *needed: str
+) -> dict[str, dict[str, Tensor]]:
+    """The networks of latest_net_<part>.pth by part; a file of another name is the next part that is missing.
+
+    `known`: what each part is, and a parameter that tells it.
+    """
+    listed = [
+        f
+        for file in files
+        for f in (sorted(file.glob("latest_net_*.pth")) if file.is_dir() else [file])
+    ]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for path in listed:
+        _, net, part = path.stem.rpartition("net_")
+        part = part if net else next((k for k in known if k not in parts), "")
+        if part not in known or part in parts:
+            names = ", ".join(f"latest_net_{k}.pth" for k in known)
+            raise ConfigProblem(
+                f"{path} is one file too many or of no part that is known ({names}): leave it out."
+            )
+        what, tell = known[part]
+        held = plain(path, read_pickle(path))
+        if tell not in held:
+            raise DataProblem(
+                f"{path} is not {what} (there is no {tell}): name latest_net_{part}.pth."
+            )
+        parts[part] = held
+    if missing := [part for part in needed if part not in parts]:
+        where = ", ".join(map(str, files))
+        raise ConfigProblem(
+            f"{where}: there is no latest_net_{missing[0]}.pth, which is needed: name it too."
+        )
+    return parts
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def plain(path: Path, held: Any) -> dict[str, Tensor]:
+    """Parameters by name, without the prefix that DataParallel leaves."""
+    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+        raise DataProblem(
+            f"{path} is not a file of one network's parameters: name a published one."
+        )
+    return {name.removeprefix("module."): value for name, value in held.items()}
+
+
+def count(held: Mapping[str, Tensor], name: str, first: int = 0, repeated: str = "") -> int:
+    """How many of `name` there are, numbered from `first`; or with so many times `repeated`."""
+    n = first
+    while name.format(n if not repeated else repeated * n) in held:
+        n += 1
+    return n - first
+
+
+def channels(weight: Tensor) -> dict[str, Any]:
+    """The section `data` for a network whose first, or last, weight is this (out or in, channels, k, k)."""
+    return {"channels": weight.shape[1]}
+
+
+def renamed(
+    net: str, held: Mapping[str, Tensor], names: Mapping[str, str], statistics: bool = False
+) -> dict[str, Tensor]:
+    """Official parameters under our names. `statistics`: with those of BatchNorm; other norms never use theirs."""
     back = {official: ours for ours, official in names.items()}
+    tensors = {}
+    for name, value in held.items():
+        if statistics or not name.endswith(STATISTICS):
+            ours = f"{net}.{ours_of(back, name)}"
+            tensors[ours] = value.float() if value.is_floating_point() else value
+            if name.endswith("running_var"):  # old files do not count the batches
+                tensors.setdefault(
+                    ours.replace("running_var", "num_batches_tracked"), torch.tensor(0)
+                )
+    return tensors
+
+
+def ours_of(back: Mapping[str, str], theirs: str) -> str:
+    """Our name of an official parameter; `back`: official modules to ours."""
+    parts = theirs.split(".")
     for n in range(len(parts), 0, -1):
         if module := back.get(".".join(parts[:n])):
             return ".".join([module, *parts[n:]])

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from unpaired import page
-from unpaired.checkpoint import RunFolder, save_model, write_atomic
+from unpaired.checkpoint import RunFolder, load_model, save_model, write_atomic
 from unpaired.config import Optim, Run, nearest
 from unpaired.data.augment import View
 from unpaired.data.batches import Batches, FilePictures, check_layout, loader, to_device
@@ -445,16 +445,19 @@ class Trainer:
         self.folder.truncate_log(self.step)
 
     def initialise(self, path: Path) -> None:
-        """Starts from the networks of another run, as far as their names and shapes agree."""
-        found = RunFolder(path).newest()
-        if found is None:
-            raise ConfigProblem(
-                f"--init: {path} holds no checkpoint: name a run folder that was trained."
-            )
+        """Starts from the networks of another run, or of a model file, as far as names and shapes agree."""
         own = self.method.state_dict()
-        theirs = {
-            k.removeprefix("method."): v for k, v in found[1].items() if k.startswith("method.")
-        }
+        if path.is_file():
+            theirs, _ = load_model(path)
+            theirs |= {f"ema.{k}": v for k, v in theirs.items() if f"ema.{k}" in own}
+        elif found := RunFolder(path).newest():
+            theirs = {
+                k.removeprefix("method."): v for k, v in found[1].items() if k.startswith("method.")
+            }
+        else:
+            raise ConfigProblem(
+                f"--init: {path} holds no checkpoint: name a run folder that was trained, or a model file."
+            )
         fitting = {k: v for k, v in theirs.items() if k in own and own[k].shape == v.shape}
         if not fitting:
             raise ConfigProblem(

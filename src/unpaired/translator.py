@@ -66,7 +66,8 @@ class Translator:
         method = run.build(tuple(json.loads(about["domains"])))
         nets = set(method.averaged.split())
         own = {k: v for k, v in method.state_dict().items() if k.split(".")[0] in nets}
-        odd = sorted(own.keys() ^ tensors.keys()) or sorted(
+        known = method.state_dict().keys()  # an imported model may hold its discriminators besides
+        odd = sorted((own.keys() - tensors.keys()) | (tensors.keys() - known)) or sorted(
             k for k in own if own[k].shape != tensors[k].shape
         )
         if odd:

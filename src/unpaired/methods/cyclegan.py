@@ -53,6 +53,9 @@ class Config(MethodConfig):
     lambda_idt: float = Field(0.5, ge=0)  # times lambda_cyc; 0 where colours should change
     noise: bool = False
     noise_grid: int = Field(8, ge=2)
+    one_way: bool = (
+        False  # without F, as published generators come: translates x only, cannot train
+    )
     pool: int = Field(50, ge=0)  # generated images of each domain that are remembered
     dim: int = Field(64, ge=1)
     residuals: int = Field(9, ge=1)
@@ -100,10 +103,14 @@ class CycleGAN(Method):
         )
         self.D_X, self.D_Y = (PatchGAN(c, config.d_dim, config.d_layers) for _ in range(2))
         self.pool_X, self.pool_Y = Pool(config.pool, shape), Pool(config.pool, shape)
+        if config.one_way:
+            self.averaged = "G"  # of this instance
 
     # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        if self.config.one_way:
+            raise ConfigProblem("cyclegan trains both ways: leave method.one_way out.")
         x, y = batch["x_1"], batch["x_2"]
         G, F = self.noisy(self.G, "G", x, step), self.noisy(self.F, "F", y, step)
         fake_y, fake_x = G(x), F(y)
@@ -154,6 +161,11 @@ class CycleGAN(Method):
         if source == target:
             raise ConfigProblem(
                 "cyclegan has no way from a domain to itself: name another source or target."
+            )
+        if self.config.one_way and not target:
+            raise ConfigProblem(
+                f"This model translates from {self.domains[0]} to {self.domains[1]} only: it was imported without "
+                "the generator of the other way."
             )
         return frozenset({"latent"}) if self.config.noise else frozenset()
 
