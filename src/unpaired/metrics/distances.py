@@ -1,0 +1,151 @@
+"""Distances between two sets of vectors: features of images, or styles. Pure functions on (N, d) tensors.
+
+Everything is computed in float64. The first set is the real one where that matters. What each number means, its range
+and its direction are in `metrics/table.py` and docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 1024  # rows of a distance matrix that are held at once
+
+
+class Moments(NamedTuple):
+    """Number, mean (d,) and root of the covariance of a set: R (r, d) with R^T R = cov, n - 1 below the line."""
+
+    n: int
+    mean: Tensor
+    root: Tensor
+
+
+def moments(x: Tensor) -> Moments:
+    """Of vectors (N, d), N at least 2."""
+    x = x.double()
+    mean = x.mean(0)
+    centred = (x - mean) / (len(x) - 1) ** 0.5
+    return Moments(len(x), mean, torch.linalg.qr(centred, mode="r").R)  # (min(N, d), d)
+
+
+def moments_of(n: int, mean: Tensor, covariance: Tensor) -> Moments:
+    """The same from sums that were gathered batch by batch: mean (d,), covariance (d, d)."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return Moments(n, mean.double(), values.clamp(min=0).sqrt()[:, None] * vectors.T)
+
+
+def frechet(x: Tensor | Moments, y: Tensor | Moments) -> float:
+    """|m_x - m_y|^2 + Tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of two sets (N, d) (Heusel et al., NIPS 2017; Dowson and
+    Landau, 1982).
+
+    The eigenvalues of C_x C_y are the squared singular values of R_x R_y^T, so the trace of the root is their sum: no
+    matrix root is taken, and covariances that lack rank (fewer vectors than dimensions) need no special case.
+    """
+    a, b = (s if isinstance(s, Moments) else moments(s) for s in (x, y))
+    root = torch.linalg.svdvals(a.root @ b.root.T).sum()
+    traces = a.root.square().sum() + b.root.square().sum()
+    return max(0.0, float((a.mean - b.mean).square().sum() + traces - 2 * root))
+
+
+def kernel_distance(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
+    """Squared MMD of two whole sets (N, d), kernel (x.y / d + 1)^3 (Binkowski et al., ICLR 2018).
+
+    unbiased: the sums within each set leave out their diagonals. May be slightly negative for equal distributions.
+    """
+    x, y = x.double(), y.double()
+    n, m = len(x), len(y)
+    k_xx, k_yy, k_xy = polynomial(x, x), polynomial(y, y), polynomial(x, y)
+    if not unbiased:
+        return float(k_xx.mean() + k_yy.mean() - 2 * k_xy.mean())
+    within_x = (k_xx.sum() - k_xx.trace()) / (n * (n - 1))
+    within_y = (k_yy.sum() - k_yy.trace()) / (m * (m - 1))
+    return float(within_x + within_y - 2 * k_xy.mean())
+
+
+def polynomial(x: Tensor, y: Tensor) -> Tensor:
+    """(N, d), (M, d) -> (N, M)"""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def kid(
+    x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """KID: the unbiased kernel distance, mean over random subsets of `size`, and its standard error over them.
+
+    Where neither set is larger than `size` the sets are taken whole, once, and the standard error is nan: every pair
+    of vectors is used then, and a subset could only lose some.
+    """
+    if len(x) <= size and len(y) <= size:
+        return kernel_distance(x, y), float("nan")
+    g = torch.Generator().manual_seed(seed)
+
+    def subset(s: Tensor) -> Tensor:
+        return s[torch.randperm(len(s), generator=g)[:size].to(s.device)]
+
+    values = torch.tensor([kernel_distance(subset(x), subset(y)) for _ in range(subsets)])
+    return float(values.mean()), float(values.std() / subsets**0.5)
+
+
+class Manifold(NamedTuple):
+    """Fidelity and variety by neighbours."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifold(real: Tensor, fake: Tensor, k: int = 5) -> Manifold:
+    """Improved precision and recall (Kynkaanniemi et al., NeurIPS 2019); density, coverage (Naeem et al., ICML 2020).
+
+    real (N, d), fake (M, d), both more than k. The ball of a vector reaches to its k-th neighbour of the same set.
+    precision: share of fakes in a ball of a real one. recall: of real ones in a ball of a fake. density: in how many
+    of the k balls that one expects a fake lies. coverage: share of real balls that hold a fake.
+    """
+    real, fake = real.double(), fake.double()
+    radius_real, radius_fake = radii(real, k), radii(fake, k)
+    held, covered, recalled = torch.zeros(len(fake)), [], []
+    for rows, radius in zip(real.split(BLOCK), radius_real.split(BLOCK), strict=True):
+        d = distances(rows, fake)  # (rows, M)
+        inside = d < radius[:, None]
+        held += inside.sum(0).cpu()
+        covered.append(inside.any(1))
+        recalled.append((d < radius_fake).any(1))
+    return Manifold(
+        precision=float((held > 0).float().mean()),
+        recall=float(torch.cat(recalled).double().mean()),
+        density=float(held.double().mean() / k),
+        coverage=float(torch.cat(covered).double().mean()),
+    )
+
+
+def radii(x: Tensor, k: int) -> Tensor:
+    """The distance of each vector to its k-th neighbour, itself not counted, (N,)."""
+    nearest = [distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(BLOCK)]
+    return torch.cat(nearest)
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean, (N, d), (M, d) -> (N, M); exactly 0 for equal vectors."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def energy(x: Tensor, y: Tensor) -> float:
+    """The energy coefficient of two sets (N, d) (Szekely and Rizzo, J. Stat. Plan. Inference 2013).
+
+    (2 E|X - Y| - E|X - X'| - E|Y - Y'|) / (2 E|X - Y|), 0 for equal distributions only, at most 1, without a unit. The
+    expectations within a set leave out equal indices, so that it is 0 on average for two samples of one distribution
+    and may come out slightly negative.
+    """
+    x, y = x.double(), y.double()
+    between = mean_distance(x, y)
+    within = sum(mean_distance(s, s) * len(s) / (len(s) - 1) for s in (x, y))
+    return float((2 * between - within) / (2 * between)) if between > 0 else 0.0
+
+
+def mean_distance(x: Tensor, y: Tensor) -> float:
+    return float(torch.stack([distances(rows, y).sum() for rows in x.split(BLOCK)]).sum()) / (
+        len(x) * len(y)
+    )

@@ -1,0 +1,88 @@
+"""The quick figures of training: every method has them, and they see what goes wrong."""
+
+import pytest
+import tiny
+import torch
+
+from unpaired.metrics import validation
+from unpaired.metrics.table import metric
+from unpaired.metrics.validation import quick_validation
+from unpaired.registry import method_names
+
+
+def images(method, domains, n=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    side = tiny.side(method)
+    return [torch.rand(n, 3, side, side, generator=g) * 2 - 1 for _ in range(domains)]
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_has_quick_figures(name):
+    method, run = tiny.build(name)
+    method = method.translator()
+    given = images(name, len(run.data.domains))
+    figures = quick_validation(method, given)
+    assert all(isinstance(v, float) and v == v for v in figures.values())
+    assert {"SWD", "change", "content diversity"} <= set(figures)
+    for key in figures:
+        metric(key.removesuffix(" latent").removesuffix(" reference"))  # all are in the table
+    assert ("pixel diversity" in figures) == any(
+        method.styles(0, 1)  # what it serves
+    )
+    assert ("style gap" in figures) == (
+        "latent" in method.styles(0, 1) and "SWD reference" in figures
+    )
+    assert ("cycle error" in figures) == (run.method_class().layout != "paired")
+    assert ("paired error" in figures) == (run.method_class().layout == "paired")
+    assert ("clusters used" in figures) == (name == "tunit")
+    if name == "munit":
+        assert figures == quick_validation(method, given) != quick_validation(method, given, seed=1)
+
+
+class Toy(torch.nn.Module):
+    """y = keep * x + style, of one number."""
+
+    layout = "two_domains"
+
+    def __init__(self, keep=1.0, style=1.0, shift=0.0):
+        super().__init__()
+        self.keep, self.style, self.shift = keep, style, shift
+
+    def styles(self, source, target):
+        return frozenset({"latent", "reference"})
+
+    def sample_style(self, n, target, generator):
+        return 0.1 * torch.randn(n, 1, generator=generator) + self.shift
+
+    def encode_style(self, x, target):
+        return x.mean((1, 2, 3))[:, None]
+
+    def translate(self, x, source, target, style):
+        return (
+            self.keep * (x - x.mean((1, 2, 3), keepdim=True)) + self.style * style[..., None, None]
+        )
+
+
+def test_they_see_what_goes_wrong():
+    g = torch.Generator().manual_seed(0)
+    given = [0.1 * torch.randn(40, 3, 16, 16, generator=g) for _ in range(2)]
+    given = [x - x.mean((1, 2, 3), keepdim=True) for x in given]
+    given = [x + 0.1 * torch.randn(40, 1, 1, 1, generator=g) for x in given]
+    good = quick_validation(Toy(), given)
+    assert good["cycle error"] < 1e-6 and abs(good["style gap"]) < 0.1
+    assert good["pixel diversity"] > 0.02 and good["content diversity"] > 0.02
+    assert quick_validation(Toy(style=0.0), given)["pixel diversity"] == 0
+    ignores = quick_validation(Toy(keep=0.0), given)
+    assert ignores["content diversity"] == 0 and ignores["cycle error"] > 0.02
+    assert ignores["SWD"] > good["SWD"]
+    apart = quick_validation(Toy(shift=1.0), given)
+    assert apart["style gap"] > 0.5 and good["style gap"] < 0.1
+
+
+def test_collapsed_clusters_are_seen():
+    method, _ = tiny.build("tunit")
+    x = images("tunit", 1, 20)[0]
+    method.assign = lambda part: torch.eye(3)[torch.zeros(len(part), dtype=int)]
+    assert validation.clusters_used(method, x) == pytest.approx(1)
+    method.assign = lambda part: torch.eye(3)[torch.arange(len(part)) % 2]
+    assert validation.clusters_used(method, x) == pytest.approx(2)
