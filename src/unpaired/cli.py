@@ -99,8 +99,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def data_check(args: argparse.Namespace) -> None:
     from unpaired.data.check import check, to_json, to_page, to_text
+    from unpaired.data.folders import scan
 
-    report = check(args.dir)
+    report = check(scan(args.dir, paired=args.paired))
     print(to_json(report) if args.json else to_text(report))
     if args.page:
         to_page(report, args.page)
@@ -261,6 +262,9 @@ def parser() -> argparse.ArgumentParser:
         actions, "check", data_check, "count, and find unreadable, blank, odd and duplicate images"
     )
     c.add_argument("dir", type=Path, help="a folder in any layout; nothing in it is changed")
+    c.add_argument(
+        "--paired", action="store_true", help="pairs: two folders with equal names, or A|B images"
+    )
     c.add_argument("--json", action="store_true", help="print JSON")
     c.add_argument(
         "--page", type=Path, metavar="FILE.html", help="write a page with the suspicious images"

@@ -31,6 +31,7 @@ class Pictures(Protocol):
     def read(self, index: int) -> np.ndarray: ...  # (H, W, 3) uint8, at least the size of the crop
     def name(self, index: int) -> str: ...
     def usable(self, index: int) -> bool: ...
+    def refuse(self, index: int, reason: str) -> None: ...  # from now on it is not usable
 
 
 class FilePictures:
@@ -75,6 +76,12 @@ class FilePictures:
     def usable(self, index: int) -> bool:
         return self.attempt(index) is not None
 
+    def refuse(self, index: int, reason: str) -> None:
+        if index in self.kept:
+            self.bytes -= self.kept.pop(index).nbytes
+        self.bad.add(index)
+        self.report(self.files[index], reason)
+
     def attempt(self, index: int) -> np.ndarray | None:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
@@ -86,8 +93,7 @@ class FilePictures:
                 image = halves(image)[self.half]
             image = covering(image, self.cover)
         except DataProblem as error:
-            self.bad.add(index)
-            self.report(self.files[index], str(error))
+            self.refuse(index, str(error))
             return None
         if self.bytes + image.nbytes <= CACHE_BYTES:
             self.kept[index] = image
@@ -110,6 +116,9 @@ class ScenePictures:
 
     def usable(self, index: int) -> bool:
         return True
+
+    def refuse(self, index: int, reason: str) -> None:
+        raise AssertionError("scenes of one size are alike")
 
     def read(self, index: int) -> np.ndarray:
         if index not in self.kept:
@@ -171,12 +180,26 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         return {"x_1": self.images(a, key=0), "x_2": self.images(b, key=0)}, a + b
 
     def whole(self, sample: Sample) -> Sample:
-        """The sample, or the next one of which both images can be read."""
+        """The sample, or the next one of which both images can be read and cut alike."""
         n = len(self.pictures[0])
         for index in ((sample.index + i) % n for i in range(n)):
-            if all(p.usable(index) for p in self.pictures):
+            if all(p.usable(index) for p in self.pictures) and self.alike(index):
                 return sample._replace(index=index)
-        raise DataProblem("Of no pair can both images be read: run `unpaired data check`.")
+        raise DataProblem(
+            "Of no pair can both images be read and cut alike: run `unpaired data check --paired`."
+        )
+
+    def alike(self, index: int) -> bool:
+        """Whether the images of a pair have the same proportions, within 2%; it is told once where they do not."""
+        a, b = (p.read(index).shape for p in self.pictures)
+        if all(abs(i - j) <= max(1, 0.02 * i) for i, j in zip(a, b, strict=True)):
+            return True
+        first, second = self.pictures
+        other = escape(Path(second.name(index)))
+        first.refuse(
+            index, f"{first.name(index)}: its proportions are not those of its partner {other}"
+        )
+        return False
 
     def domains(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
         """Domain-balanced sources and references; `x_ref2` is another image of the reference's domain."""
