@@ -30,13 +30,20 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unpaired import losses
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
-from unpaired.networks.blocks import AdaINResidual, Conv, LayerNorm, Residual, fixed, kaiming
+from unpaired.networks.blocks import (
+    AdaINResidual,
+    Conv,
+    LayerNorm,
+    Residual,
+    UpConv,
+    fixed,
+    kaiming,
+)
 from unpaired.networks.patch import MultiScale
 
 
@@ -258,7 +265,7 @@ class Decoder(nn.Module):
         self.numbers = sum(block.numbers for block in blocks)
         self.up = nn.ModuleList()
         for _ in range(downsamplings):
-            self.up.append(Conv(c, c // 2, 5, 1, 2, LayerNorm, nn.ReLU()))
+            self.up.append(UpConv(c, c // 2, LayerNorm, nn.ReLU()))
             c //= 2
         self.rgb = Conv(c, channels, 7, 1, 3, activation=nn.Tanh())
 
@@ -268,7 +275,7 @@ class Decoder(nn.Module):
         ):
             c = block(c, part)
         for conv in self.up:
-            c = conv(F.interpolate(c, scale_factor=2))
+            c = conv(c)
         return self.rgb(c)
 
 

@@ -36,13 +36,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unpaired import losses
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
-from unpaired.networks.blocks import Conv, LayerNorm, Residual, kaiming
+from unpaired.networks.blocks import Conv, LayerNorm, Residual, UpConv, kaiming
 from unpaired.networks.patch import MultiScale
 
 
@@ -245,12 +244,12 @@ class Generator(nn.Module):
         self.residuals = nn.Sequential(*(Residual(c) for _ in range(residuals)))
         self.up = nn.ModuleList()
         for _ in range(downsamplings):
-            self.up.append(Conv(c, c // 2, 5, 1, 2, LayerNorm, nn.ReLU()))
+            self.up.append(UpConv(c, c // 2, LayerNorm, nn.ReLU()))
             c //= 2
         self.rgb = Conv(c, channels, 7, 1, 3, activation=nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.residuals(z)
         for conv in self.up:
-            z = conv(F.interpolate(z, scale_factor=2))
+            z = conv(z)
         return self.rgb(z)

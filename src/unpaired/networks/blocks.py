@@ -32,6 +32,67 @@ class Conv(nn.Module):
         return self.activation(self.norm(self.conv(reflect(x, self.padding))))
 
 
+class UpConv(Conv):
+    """Nearest up-sampling to twice the size, then `Conv` of 5x5, as four 3x3 convolutions of the small map.
+
+    That is 2.8 times less work. Each of the four pixels that a pixel becomes sees 3x3 of the small map, through sums of
+    the kernel's taps; only the outermost, which reflection makes see more, need a correction.
+
+    (B, C, H, W) -> (B, C', 2 H, 2 W).
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, norm: Callable[[int], nn.Module], activation: nn.Module
+    ) -> None:
+        super().__init__(c_in, c_out, 5, 1, 2, norm, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(up_conv(x, self.conv.weight, self.conv.bias)))
+
+
+def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d(reflect(nearest(x, 2), 2), weight, bias) for a 5x5 kernel and maps of at least 2x2, to rounding.
+
+    Maps below 24 pixels have too much border for it to pay.
+    """
+    if min(x.shape[2:]) < 24:
+        return F.conv2d(reflect(F.interpolate(x, scale_factor=2), 2), weight, bias)
+    # Each phase of the large map is a 3x3 convolution of the small one, as if padded by repetition: its taps are sums.
+    taps = weight.new_tensor(
+        [
+            [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]],
+            [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]],
+        ]
+    )  # (phase, tap of the 3, tap of the 5)
+    o, c = weight.shape[:2]
+    phases = weight.reshape(o * c, 25) @ torch.einsum("pik,qjl->klpqij", taps, taps).reshape(25, 36)
+    phases = phases.view(o, c, 4, 9).transpose(1, 2).reshape(4 * o, c, 3, 3)
+    phases = phases.contiguous(memory_format=torch.channels_last)
+    small = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    y = F.pixel_shuffle(
+        F.conv2d(small, phases, None if bias is None else bias.repeat_interleave(4)), 2
+    )
+
+    # Reflection differs from repetition only in the outermost padding, which only the outermost pixels see, by one tap.
+    def row(outer: Tensor, inner: Tensor, tap: Tensor) -> Tensor:
+        outer, inner = (F.interpolate(line, scale_factor=(1.0, 2.0)) for line in (outer, inner))
+        change = F.pad(inner, (2, 2, 0, 0), "reflect") - F.pad(outer, (2, 2, 0, 0), "replicate")
+        return F.conv2d(change, tap[:, :, None])
+
+    def column(outer: Tensor, inner: Tensor, tap: Tensor) -> Tensor:
+        change = F.interpolate(inner - outer, scale_factor=(2.0, 1.0))
+        return F.conv2d(
+            F.pad(F.pad(change, (0, 0, 1, 1), "replicate"), (0, 0, 1, 1)), tap[..., None]
+        )
+
+    left = column(x[..., :1], x[..., 1:2], weight[..., 0])
+    right = column(x[..., -1:], x[..., -2:-1], weight[..., 4])
+    top = row(x[:, :, :1], x[:, :, 1:2], weight[:, :, 0])
+    bottom = row(x[:, :, -1:], x[:, :, -2:-1], weight[:, :, 4])
+    y = torch.cat([y[..., :1] + left, y[..., 1:-1], y[..., -1:] + right], 3)
+    return torch.cat([y[:, :, :1] + top, y[:, :, 1:-1], y[:, :, -1:] + bottom], 2)
+
+
 class Residual(nn.Module):
     """x + two 3x3 convolutions of x, no activation after the sum."""
 
