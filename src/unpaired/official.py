@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unpaired.errors import ConfigProblem, DataProblem
@@ -220,6 +222,23 @@ def read_pickle(path: Path) -> Any:
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise DataProblem(f"{path} holds a tensor larger than its data: it is refused.")
     return held
+
+
+def read_weights(path: Path, said: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a published `.pt` or `.pth`, by name; `said` names it in errors.
+
+    Raises `ConfigProblem` where there is no such file, `DataProblem` for one that is neither.
+    """
+    if path.suffix != ".safetensors" and path.is_file():
+        held = read_pickle(path)
+    else:
+        try:
+            held = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ConfigProblem(
+                f"{said}: {path} cannot be read as safetensors ({error}): correct the path."
+            ) from None
+    return {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
 
 
 def tensors_in(held: Any) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ references. lambda_kl is 0 for the first 40% of the run, then rises to its full 
 
 Differences from the official code: those of `stargan_v2.py`; lambda_kl rises over fractions of
 the run (theirs: from step 40,000 of 100,000); a batch where no sample changes its domain gives
-L_tri = 0. The default leaves L_lpips out, as theirs does; here LPIPS stands on SqueezeNet. Losses,
+L_tri = 0. The default leaves L_lpips out, as theirs does; LPIPS is that of the files given. Losses,
 gradients and updates agree with it to rounding (`tests/test_parity_stargan.py`), L_lpips with a
 stand-in.
 """
@@ -33,8 +33,6 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +40,7 @@ from unpaired import losses
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
-from unpaired.networks.blocks import fixed
+from unpaired.networks.lpips import load_lpips
 from unpaired.networks.stargan import (
     SMALLEST,
     Discriminator,
@@ -52,6 +50,7 @@ from unpaired.networks.stargan import (
     check_sides,
     widths,
 )
+from unpaired.official import read_weights
 
 RISE = 0.4  # the fraction of the run at which lambda_kl begins to rise
 
@@ -72,7 +71,7 @@ class Config(MethodConfig):
     mlp_dim: int = Field(512, ge=1)
     width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
     max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
-    lpips: tuple[Path, ...] = ()  # safetensors: SqueezeNet 1.1 (`features.*`), LPIPS heads (`lin*`)
+    lpips: tuple[Path, ...] = ()  # files of weights: a trunk (`features.*`), LPIPS's heads (`lin*`)
 
 
 class SmoothGAN(Method):
@@ -123,7 +122,7 @@ class SmoothGAN(Method):
         self.F = Mapping(config.latent_dim, config.mlp_dim, config.style_dim, K)
         self.E = StyleEncoder(channels, whole, config.style_dim, K)
         self.D = Discriminator(channels, whole, K)
-        self.lpips = load_lpips(config.lpips) if config.lambda_lpips else None
+        self.lpips = perceptual(config.lpips) if config.lambda_lpips else None
 
     # The game ------------------------------------------------------------------------------------
 
@@ -176,7 +175,7 @@ class SmoothGAN(Method):
             "kl": self.lambda_kl(step) * (s.square().mean() + own.square().mean()),
         }
         if self.lpips:
-            L["lpips"] = w.lambda_lpips * self.lpips(x, x_fake)
+            L["lpips"] = w.lambda_lpips * self.lpips(x, x_fake).mean()
         loss = torch.stack(list(L.values())).sum()
         return Update(nets, loss, {f"{name}_{by}": part.detach() for name, part in L.items()})
 
@@ -218,86 +217,14 @@ def triplet(
     return (each * chosen).sum() / chosen.sum().clamp(min=1)
 
 
-# LPIPS -------------------------------------------------------------------------------------------
-
-
-class Fire(nn.Module):
-    """SqueezeNet's block: a 1x1 convolution squeezes, a 1x1 and a 3x3 expand side by side."""
-
-    def __init__(self, c_in: int, squeeze: int, expand: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(c_in, squeeze, 1)
-        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.squeeze(x))
-        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], dim=1))
-
-
-class LPIPS(nn.Module):
-    """Learned perceptual distance of images (B, 3, H, W) in [-1, 1], mean over the batch.
-
-    At seven depths of SqueezeNet 1.1 (Iandola et al., 2016) the features are scaled to length 1
-    over their channels; their squared difference is weighted by channel, averaged over positions
-    and summed over depths (Zhang et al., CVPR 2018).
-    """
-
-    taps = (1, 4, 7, 9, 10, 11, 12)
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        pool = [nn.MaxPool2d(3, stride=2, ceil_mode=True) for _ in range(3)]
-        self.features = nn.Sequential(
-            *(nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool[0]),
-            *(Fire(64, 16, 64), Fire(128, 16, 64), pool[1]),
-            *(Fire(128, 32, 128), Fire(256, 32, 128), pool[2]),
-            *(Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)),
-        )
-        depths = (64, 128, 256, 384, 384, 512, 512)
-        self.heads = nn.ModuleList(nn.Conv2d(c, 1, 1, bias=False) for c in depths)
-        colours = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-        self.register_buffer("mean", colours[0], persistent=False)
-        self.register_buffer("std", colours[1], persistent=False)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        x, y = (((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std for image in (x, y))
-        heads, distances = iter(self.heads), []
-        for i, layer in enumerate(self.features):
-            x, y = layer(x), layer(y)
-            if i in self.taps:
-                difference = F.normalize(x, dim=1, eps=1e-10) - F.normalize(y, dim=1, eps=1e-10)
-                distances.append(next(heads)(difference.square()).mean())
-        return torch.stack(distances).sum()
-
-
-def load_lpips(paths: tuple[Path, ...]) -> nn.Module:
-    """LPIPS from safetensors files with its trunk and its heads under their published names."""
+def perceptual(paths: tuple[Path, ...]) -> nn.Module:
+    """LPIPS from the files that hold its trunk and its heads."""
     if not paths:
         raise ConfigProblem(
-            "method.lambda_lpips needs weights: set method.lpips to the safetensors files of "
-            "SqueezeNet 1.1 and of LPIPS's heads for it, or set method.lambda_lpips=0."
+            "method.lambda_lpips needs weights: set method.lpips to the files of SqueezeNet 1.1, VGG-16 or AlexNet "
+            "and of LPIPS's heads for it, or set method.lambda_lpips=0."
         )
     given: dict[str, Tensor] = {}
     for path in paths:
-        try:
-            given |= load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ConfigProblem(
-                f"method.lpips: {path} cannot be read as safetensors ({error}): correct the path."
-            ) from None
-    net = LPIPS()
-    published = {
-        name: f"lin{name.split('.')[1]}.model.1.weight" if name.startswith("heads") else name
-        for name in net.state_dict()
-    }
-    for ours, p in net.state_dict().items():
-        if published[ours] not in given or given[published[ours]].shape != p.shape:
-            raise ConfigProblem(
-                f"method.lpips: {published[ours]} of shape {tuple(p.shape)} is not in the files: "
-                "name one that holds SqueezeNet 1.1 and one that holds LPIPS's heads for it."
-            )
-    net.load_state_dict({ours: given[theirs] for ours, theirs in published.items()})
-    return fixed(net)
+        given |= read_weights(path, "method.lpips")
+    return load_lpips(given, "method.lpips")
