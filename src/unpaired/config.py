@@ -33,6 +33,10 @@ def absolute(root: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None
     )
 
 
+def label_file(labels: str | None) -> str | None:
+    return labels if labels in (None, "folders") else os.path.abspath(labels)
+
+
 class Data(Section):
     """Where the images come from and how they are cut."""
 
@@ -48,6 +52,9 @@ class Data(Section):
     jitter: bool = (
         True  # unlabelled data: second views differ in colour; off where colour is the domain
     )
+    # Unlabelled data: "folders", or a CSV of path,label; and the share of these that training sees
+    labels: Annotated[str | None, AfterValidator(label_file)] = None
+    labelled: float = Field(1.0, gt=0, le=1)
     channels: Literal[1, 3] = 3
     batch: int = Field(1, ge=1)  # images of each domain in a step
     workers: int | Literal["auto"] = "auto"  # processes that read; auto: none on a CPU

@@ -118,6 +118,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.config, self.domains, self.shape = config, domains, shape
 
+    @classmethod
+    def supervision(cls, config: Any) -> Literal["none", "some", "all"]:
+        """How many images of the layout "unlabelled" come with a label."""
+        return "none"
+
     # The training game -----------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -21,7 +21,7 @@ from unpaired.config import Optim, Run, nearest
 from unpaired.data.augment import View
 from unpaired.data.batches import Batches, FilePictures, check_layout, loader, to_device
 from unpaired.data.check import outline
-from unpaired.data.datasets import Dataset, open_dataset
+from unpaired.data.datasets import Dataset, open_dataset, training_labels
 from unpaired.data.folders import Fingerprint, compare
 from unpaired.errors import (
     ConfigProblem,
@@ -217,6 +217,9 @@ class Trainer:
         cls = run.method_class()
         self.dataset = self.open(cls.layout, resume and not allow_dataset_change)
         check_layout(cls.layout, self.dataset.domains, run.method.name)
+        supervision = cls.supervision(run.method)
+        training_labels(supervision, self.dataset, run.method.name)
+        domains = self.dataset.domains if supervision == "none" else self.dataset.labels
         if run.train.accumulate > 1 and not cls.accumulates:
             raise ConfigProblem(
                 f"train.accumulate: a loss of {run.method.name} couples the images of a batch, so it cannot be "
@@ -231,10 +234,11 @@ class Trainer:
             self.say(
                 "This is the paper's setting, on a CPU: --preset small (32 to 64 px) takes minutes instead of weeks."
             )
-        self.method = run.build(self.dataset.domains).to(self.fabric.device)
+        self.method = run.build(domains).to(self.fabric.device)
         self.optimizers = build_optimizers(self.method, run)
         saved = self.method.state_dict().keys()
         self.buffers = [b for name, b in self.method.named_buffers() if name in saved]
+        self.flip = run.data.flip and run.data.root != "scenes"  # a mirrored light is another style
         self.batches = Batches(
             self.dataset.splits["train"],
             cls.layout,
@@ -242,7 +246,7 @@ class Trainer:
             run.data.hw,
             steps=run.train.steps,
             seed=run.train.seed,
-            flip=run.data.flip and run.data.root != "scenes",  # a mirrored light is another style
+            flip=self.flip,
             channels=run.data.channels,
         )
         if resume:
@@ -290,7 +294,7 @@ class Trainer:
             self.sample()
         folder.write_status("running", self.step)
         workers = self.workers()
-        view = View() if run.data.jitter else View(jitter=None)
+        view = View(flip=self.flip) if run.data.jitter else View(flip=self.flip, jitter=None)
         progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
         recent: deque[dict[str, Tensor]] = deque(maxlen=run.train.log_every)
         for tensors, files in loader(self.batches, self.step, workers):

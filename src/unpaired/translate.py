@@ -60,7 +60,7 @@ def inputs(path: Path) -> Iterator[tuple[Path, str]]:
     for skipped, reason in listing.skipped:
         say(f"Skipped: {escape(skipped)}: {reason}")
     taken: set[str] = set()
-    for file in listing.paths("train", listing.domains[0]):
+    for file in (f for domains in listing.files.values() for of in domains.values() for f in of):
         name = "-".join(file.relative_to(path.absolute()).with_suffix("").parts)
         name = name if name not in taken else f"{name}-{file.suffix[1:]}"
         taken.add(name)

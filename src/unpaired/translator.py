@@ -261,6 +261,8 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
     config["data"]["root"] = (
         Path(root).name if isinstance(root, str) else [Path(r).name for r in root or ()]
     )
+    if run.data.labels:
+        config["data"]["labels"] = Path(run.data.labels).name
     return {
         "format": FORMAT,
         "unpaired": unpaired.__version__,

@@ -32,13 +32,14 @@ class Pictures(Protocol):
     def name(self, index: int) -> str: ...
     def usable(self, index: int) -> bool: ...
     def refuse(self, index: int, reason: str) -> None: ...  # from now on it is not usable
+    def label(self, index: int) -> int: ...  # -1: not known, or another image stands in
 
 
 class FilePictures:
     """Images on disk, upright, RGB, resized so that they just cover `cover` (height, width); kept once decoded.
 
     An image that cannot be read is reported once, with its reason, and the next one of the list stands in for it.
-    half: 0 or 1 takes the left or right half of side-by-side images.
+    half: 0 or 1 takes the left or right half of side-by-side images. labels: of each file, -1 where it is not known.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class FilePictures:
         cover: tuple[int, int],
         report: Callable[[Path, str], None],
         half: int | None = None,
+        labels: Sequence[int] = (),
     ) -> None:
         self.files, self.cover, self.report, self.half = files, cover, report, half
+        self.labels = labels
         self.kept: dict[int, np.ndarray] = {}
         self.bytes = 0
         self.bad: set[int] = set()
@@ -82,6 +85,9 @@ class FilePictures:
         self.bad.add(index)
         self.report(self.files[index], reason)
 
+    def label(self, index: int) -> int:
+        return self.labels[index] if self.labels and index not in self.bad else -1
+
     def attempt(self, index: int) -> np.ndarray | None:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
@@ -102,17 +108,25 @@ class FilePictures:
 
 
 class ScenePictures:
-    """The built-in scenes of one domain, kept once drawn."""
+    """The built-in scenes of one domain, or of several one after another, kept once drawn."""
 
-    def __init__(self, scenes: Any) -> None:
-        self.scenes = scenes
+    def __init__(self, *domains: Any, labels: Sequence[int] = ()) -> None:
+        self.domains, self.labels = domains, labels
         self.kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self.scenes)
+        return sum(map(len, self.domains))
+
+    def place(self, index: int) -> tuple[Any, int]:
+        d, i = divmod(index, len(self.domains[0]))  # all are of one length
+        return self.domains[d], i
 
     def name(self, index: int) -> str:
-        return f"{self.scenes.domain} scene {index}"
+        scenes, i = self.place(index)
+        return f"{scenes.domain} scene {i}"
+
+    def label(self, index: int) -> int:
+        return self.labels[index] if self.labels else -1
 
     def usable(self, index: int) -> bool:
         return True
@@ -122,7 +136,8 @@ class ScenePictures:
 
     def read(self, index: int) -> np.ndarray:
         if index not in self.kept:
-            self.kept[index] = self.scenes[index].image
+            scenes, i = self.place(index)
+            self.kept[index] = scenes[i].image
         return self.kept[index]
 
 
@@ -219,17 +234,14 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         return tensors, src + ref + ref2
 
     def unlabelled(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
-        """Images without labels (y = -1), and the numbers of each one's second view."""
+        """Images, their labels y where these are known, else -1, and the numbers of each one's second view."""
         samples = self.samples(0, step)
         u = [
             generator(self.seed, "view", s.epoch, s.index).random(View.draws, np.float32)
             for s in samples
         ]
-        tensors = {
-            "x": self.images(samples),
-            "u": torch.from_numpy(np.stack(u)),
-            "y": torch.full((len(samples),), -1),
-        }
+        tensors = {"x": self.images(samples), "u": torch.from_numpy(np.stack(u))}
+        tensors["y"] = torch.tensor([self.pictures[0].label(s.index) for s in samples])  # once read
         return tensors, samples
 
     # Order ---------------------------------------------------------------------------------------

@@ -7,20 +7,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unpaired.config import Data, nearest
-from unpaired.data.batches import FilePictures, Pictures, ScenePictures
-from unpaired.data.folders import Fingerprint, Listing, scan
-from unpaired.errors import ConfigProblem
+from unpaired.data.batches import FilePictures, Pictures, ScenePictures, generator
+from unpaired.data.folders import (
+    UNLABELLED,
+    Fingerprint,
+    Listing,
+    folder_label,
+    read_labels,
+    scan,
+)
+from unpaired.data.intake import escape
+from unpaired.errors import ConfigProblem, DataProblem
 
 SPLITS = ("train", "val", "test")
 SCENE_COUNTS = {"val": 200, "test": 500}
 
 
 class Dataset(NamedTuple):
-    """The pictures of each split, in the order of `domains`; `listing` is that of the files, None for scenes."""
+    """The pictures of each split, in the order of `domains`; `listing` is that of the files, None for scenes.
+
+    Unlabelled data are one domain; `labels` names the labels of its pictures, where they have any.
+    """
 
     domains: tuple[str, ...]
     splits: Mapping[str, tuple[Pictures, ...]]
     listing: Listing | None = None
+    labels: tuple[str, ...] = ()
+
+
+Report = Callable[[Path, str], None]
 
 
 def ignore(path: Path, reason: str) -> None:
@@ -31,7 +46,7 @@ def open_dataset(
     data: Data,
     layout: str,
     seed: int = 0,
-    report: Callable[[Path, str], None] = ignore,
+    report: Report = ignore,
     known: Fingerprint | None = None,
 ) -> Dataset:
     """What `data.root` holds: "scenes", a folder of any layout of docs/data.md, a list, or a folder for each domain."""
@@ -39,15 +54,22 @@ def open_dataset(
         raise ConfigProblem(
             "There are no images to train on: say --data FOLDER, or data.root=scenes."
         )
+    if data.labels and layout != "unlabelled":
+        raise ConfigProblem(
+            "data.labels is for methods that train on one folder, such as tunit; this one takes its domains from the "
+            "folders: leave data.labels out."
+        )
     if data.root == "scenes":
         return open_scenes(data, layout, seed)
     roots = [data.root] if isinstance(data.root, str) else data.root
     listing = scan(
         *roots, paired=layout == "paired", subfolders=layout == "unlabelled", known=known
     )
-    domains = chosen(listing.domains, data.domains)
     h, w = data.hw
     cover = (round(h * data.zoom), round(w * data.zoom))
+    if layout == "unlabelled":
+        return one_domain(data, listing, cover, seed, report)
+    domains = chosen(listing.domains, data.domains)
 
     def pictures(split: str) -> tuple[Pictures, ...]:
         return tuple(
@@ -61,6 +83,62 @@ def open_dataset(
         )
 
     return Dataset(domains, {split: pictures(split) for split in SPLITS}, listing)
+
+
+def one_domain(
+    data: Data, listing: Listing, cover: tuple[int, int], seed: int, report: Report
+) -> Dataset:
+    """All images of a listing as one domain, with the labels that `data.labels` gives them."""
+    given: Mapping[Path, str] = {}
+    if data.labels == "folders":
+        given = {path: folder_label(entry) for path, entry in listing.entries.items()}
+    elif data.labels:
+        given = read_labels(Path(data.labels), listing)
+    names = tuple(sorted({label for label in given.values() if label}))
+    if data.labels and not names:
+        raise DataProblem(
+            f"No image of {escape(listing.root)} has a label: put images into a folder for each label for "
+            "data.labels=folders, or name a CSV of path,label."
+        )
+    index = {name: i for i, name in enumerate(names)}
+
+    def pictures(split: str) -> tuple[Pictures, ...]:
+        files = [f for d in listing.domains for f in listing.paths(split, d)]
+        labels = [index.get(given.get(f, ""), -1) for f in files]
+        if split == "train":
+            labels = fewer(labels, data.labelled, seed)
+        return (FilePictures(files, cover, report, labels=labels),)
+
+    return Dataset((UNLABELLED,), {s: pictures(s) for s in SPLITS}, listing, names)
+
+
+def fewer(labels: Sequence[int], share: float, seed: int) -> list[int]:
+    """`share` of the images of each label, at least one, keep it: the others get -1."""
+    kept = [-1] * len(labels)
+    for label in set(labels) - {-1}:
+        places = [i for i, found in enumerate(labels) if found == label]
+        order = generator(seed, "labelled", label).permutation(len(places))
+        for i in order[: max(1, round(share * len(places)))]:
+            kept[places[i]] = label
+    return kept
+
+
+def training_labels(supervision: str, dataset: Dataset, method: str) -> None:
+    """Refuses data that lack the labels that a method was told to learn from."""
+    if supervision == "none":
+        return
+    if not dataset.labels:
+        raise ConfigProblem(
+            f"method.labels={supervision}: {method} learns from labels, and none are given: say data.labels=folders, "
+            "or data.labels=FILE.csv with path,label a line."
+        )
+    (pictures,) = dataset.splits["train"]
+    unknown = [i for i in range(len(pictures)) if pictures.label(i) < 0]
+    if supervision == "all" and unknown:
+        raise ConfigProblem(
+            f"method.labels=all: {len(unknown)} of {len(pictures)} training images have no label, such as "
+            f"{escape(pictures.name(unknown[0]))}: label them, or set method.labels=some."
+        )
 
 
 def chosen(found: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -77,12 +155,25 @@ def open_scenes(data: Data, layout: str, seed: int) -> Dataset:
     from unpaired.data.scenes import Scenes
 
     domains = data.domains or ("outline", "painted")
-
-    def pictures(split: str) -> tuple[Pictures, ...]:
-        count = SCENE_COUNTS.get(split, data.count)
-        return tuple(
-            ScenePictures(Scenes(d, data.hw, split, seed, count, layout == "paired"))
-            for d in domains
+    if data.labels not in (None, "folders"):
+        raise ConfigProblem(
+            "data.labels: the scenes have their own labels: say data.labels=folders."
         )
 
+    def scenes(split: str, domain: str) -> Scenes:
+        count = SCENE_COUNTS.get(split, data.count)
+        return Scenes(domain, data.hw, split, seed, count, layout == "paired")
+
+    def pictures(split: str) -> tuple[Pictures, ...]:
+        drawn = [scenes(split, d) for d in domains]
+        if layout != "unlabelled":
+            return tuple(ScenePictures(of) for of in drawn)
+        labels = [i for i, of in enumerate(drawn) for _ in range(len(of))] if data.labels else []
+        if split == "train":
+            labels = fewer(labels, data.labelled, seed)
+        return (ScenePictures(*drawn, labels=labels),)
+
+    if layout == "unlabelled":
+        names = domains if data.labels else ()
+        return Dataset((UNLABELLED,), {split: pictures(split) for split in SPLITS}, labels=names)
     return Dataset(domains, {split: pictures(split) for split in SPLITS})

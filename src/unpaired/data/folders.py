@@ -366,11 +366,12 @@ _Files = list[tuple[tuple[str, ...], Path, os.stat_result]]
 def _place(root: Path, files: _Files, subfolders: bool) -> tuple[str, _Placed, list[str]]:
     heads = {parts[0] for parts, _, _ in files if len(parts) > 1}
     lettered = {h: (m[1], m[2]) for h in heads if (m := LETTERED.fullmatch(h))}
-    if lettered and not subfolders:
+    if lettered:
         used = [f for f in files if f[0][0] in lettered]
         placed = [
-            (path, _entry(parts, *lettered[parts[0]], parts[1:], info))
+            (path, _entry(parts, split, UNLABELLED if subfolders else letter, parts[1:], info))
             for parts, path, info in used
+            for split, letter in [lettered[parts[0]]]
         ]
         return "trainA trainB", placed, _beside(files, used, lettered)
     splits = {h: SPLITS[h.lower()] for h in heads if h.lower() in SPLITS}
@@ -390,6 +391,9 @@ def _place(root: Path, files: _Files, subfolders: bool) -> tuple[str, _Placed, l
             for parts, path, info in used
         ]
         return "train" if flat else "train/<domain>", placed, _beside(files, used, splits)
+    if subfolders and all(len(p) > 2 and p[1].lower() in SPLITS for p, _, _ in files):
+        layout, placed, notes = _place_folders([root], files)
+        return layout, [(path, e._replace(domain=UNLABELLED)) for path, e in placed], notes
     if subfolders or not heads:
         placed = [
             (path, _entry(parts, "train", UNLABELLED, parts, info)) for parts, path, info in files
@@ -510,7 +514,9 @@ def _read_list(path: Path) -> _Found:
     return found
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, str, str, str]]:
+def _rows(
+    path: Path, text: str, unlabelled: str = UNLABELLED
+) -> Iterator[tuple[int, str, str, str]]:
     reader = csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",")
     for row in reader:
         cells = [cell.strip() for cell in row]
@@ -523,9 +529,56 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, str, str, str]]:
                 f"Line {reader.line_num} of {escape(path)} is not path[,domain[,split]]; put a "
                 "path with commas between quotation marks."
             )
-        domain = cells[1] if len(cells) > 1 and cells[1] else UNLABELLED
+        domain = cells[1] if len(cells) > 1 and cells[1] else unlabelled
         split = cells[2] if len(cells) > 2 and cells[2] else "train"
         yield reader.line_num, cells[0], domain, split
+
+
+# Labels.
+
+
+def folder_label(entry: Entry) -> str:
+    """The label that an image without domain has by its folder below the root and its split; "" for none.
+
+    Of several folders, and of a list with domains, these are the labels.
+    """
+    if entry.domain != UNLABELLED:
+        return entry.domain
+    parts = [p for p in entry.id.split("/")[:-1] if p.lower() not in SPLITS]
+    if not parts:
+        return ""
+    lettered = LETTERED.fullmatch(parts[0])
+    return lettered[2] if lettered else parts[0]
+
+
+def read_labels(path: Path, listing: Listing) -> dict[Path, str]:
+    """`path,label` a line, paths relative to the file or to the images' folder; lines without a label are passed over.
+
+    Raises ConfigProblem for a file that is not there, DataProblem for a line that names no image of the listing.
+    """
+    if not path.is_file():
+        raise ConfigProblem(
+            f"data.labels: there is no file {escape(path)}: name a CSV of path,label, or say folders."
+        )
+    text = read_file(path).decode("utf-8-sig", "surrogateescape")
+    known = {os.path.normpath(p): p for p in listing.entries}
+    outside = {os.path.normpath(p) for p, _ in listing.skipped}
+    labels: dict[Path, str] = {}
+    for number, name, label, _ in _rows(path, text, unlabelled=""):
+        ways = [os.path.normpath(os.path.join(top, name)) for top in (path.parent, listing.root)]
+        found = next((known[way] for way in ways if way in known), None)
+        if found and labels.get(found, label) != label:
+            raise DataProblem(
+                f"Line {number} of {escape(path)} gives {escape(name)} another label than a line above: remove one."
+            )
+        if found and label:
+            labels[found] = label
+        elif not found and not outside & set(ways):
+            raise DataProblem(
+                f"Line {number} of {escape(path)} names {escape(name)}, which is not among the images of "
+                f"{escape(listing.root)}: correct the line or remove it."
+            )
+    return labels
 
 
 # Pairs and validation.

@@ -28,11 +28,13 @@ Differences from the official code: the queue lasts for the whole run, is saved,
 (theirs: falls back to the same 32 keys every 1,000 iterations). BatchNorm's statistics of C' follow
 C at each step (theirs: every 1,000), and C sees a batch once where theirs evaluates it twice or
 thrice, which shows in these statistics only. The average of G starts with G (theirs: 1,000
-iterations later). A pseudo-label is that of the C that has just moved (theirs, semi-supervised:
-before), and labels may be mixed in a batch (theirs: for all images of it or for none). Without a
-reference, the mean style of the latest 1,024 images of a domain serves (theirs: of all of its
-images). As theirs, codes are not normalised unless `normalise` says so, as `small` does. Losses,
-gradients and updates agree with it to rounding (`tests/test_parity_tunit.py`).
+iterations later). These statistics are of the images alone, not of views and fakes too, whose
+colours and edges differ: else C sorts other images in use than in training. A pseudo-label is that
+of the C that has just moved (theirs, semi-supervised: before), and labels may be mixed in a batch
+(theirs: for all images of it or for none). Without a reference, the mean style of the latest 1,024
+images of a domain serves (theirs: of all of its images). As theirs, codes are not normalised unless
+`normalise` says so, as `small` does. Losses, gradients and updates agree with it to rounding
+(`tests/test_parity_tunit.py`).
 """
 
 from __future__ import annotations
@@ -150,6 +152,10 @@ class TUNIT(Method):
         self.register_buffer("queue", torch.zeros(config.queue, config.style_dim))
         self.register_buffer("queued", torch.tensor(0))  # how many keys ever entered
 
+    @classmethod
+    def supervision(cls, config: Config) -> Literal["none", "some", "all"]:
+        return config.labels
+
     # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
@@ -180,7 +186,8 @@ class TUNIT(Method):
         s, logits = self.C(x)
         L = {"style_C": w.lambda_style_c * self.contrast(s, k)}
         if w.labels != "all":
-            _, logits_tf = self.C(x_tf)
+            with self.C.passing():
+                _, logits_tf = self.C(x_tf)
             with fp32(x):
                 p, p_tf = logits.softmax(1), logits_tf.softmax(1)
                 unlabelled = (y < 0)[:, None].to(p)  # (B, 1)
@@ -205,7 +212,8 @@ class TUNIT(Method):
     def generate(self, x: Tensor, fakes: Tensor, y: Tensor, ref: Tensor, C: Any) -> Update:
         w = self.config
         x_fake, x_rec = fakes.chunk(2)
-        s_fake, _ = C(x_fake)
+        with self.C.passing():
+            s_fake, _ = C(x_fake)
         with torch.no_grad():
             k, _ = self.ema["C"](x[ref])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,18 @@ class GuidingNetwork(nn.Module):
         with fp32(x):  # codes are not normalised and divided by 0.07: bf16 is too coarse for them
             h = h.to(self.style.weight)
             return self.style(h), self.domain(h)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Leaves the running statistics as they are: for images that are not those to come."""
+        norms = [m for m in self.features if isinstance(m, nn.BatchNorm2d)]
+        try:
+            for norm in norms:
+                norm.track_running_stats = False
+            yield
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
 
     @torch.no_grad()
     def remember(self, s: Tensor, y: Tensor) -> None:
