@@ -1,13 +1,23 @@
 """Bad input is answered by one sentence that names the key or the file and the remedy, with the exit code."""
 
+import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import tiny
+import torch
 from PIL import Image
 
+from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.config import load, override
-from unpaired.registry import method_names
+from unpaired.data.augment import View
+from unpaired.data.batches import to_device
+from unpaired.registry import find_method, method_card, method_names
+from unpaired.train import Trainer
 
 
 def munit(*settings):
@@ -122,11 +132,70 @@ def test_broken_yaml_names_the_line(tmp_path, capsys):
     assert "line" in capsys.readouterr().err
 
 
-def test_methods_are_listed(capsys):
-    assert main(["methods"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_methods_are_a_table_made_without_torch():
+    words = [sys.executable, "-X", "importtime", "-m", "unpaired", "methods"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "| torch" not in done.stderr and "pydantic" not in done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert head.split() == "method domains pairs labels outputs venue year paper".split()
     assert [line.split()[0] for line in lines] == list(method_names())
-    assert any("ECCV 2018" in line for line in lines)
+    rows = {line.split()[0]: line for line in lines}
+    for name, line in rows.items():
+        method = find_method(name)
+        card = method_card(name)
+        assert card == {"layout": method.layout, **method.card}
+        assert line.endswith(method.card["title"]) and method.card["outputs"] in line
+    columns = [head.index(word) for word in ("domains", "pairs", "labels", "outputs")]
+
+    def row(name):
+        return [rows[name][a:b].strip() for a, b in itertools.pairwise(columns)]
+
+    assert row("cyclegan") == ["2", "no", "domain"]
+    assert row("pix2pix") == ["2", "yes", "domain"]
+    assert row("dsm") == ["2 or more", "no", "domain"]
+    assert row("tunit") == ["found by itself", "no", "no"]
+
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_trains_two_steps_when_shrunk(path, tmp_path):
+    full = load(path)
+    assert path.stem.startswith(full.method.name)
+    layout = full.method_class().layout
+    domains = ["outline", "painted", "neon"][: tiny.DOMAINS[layout]]
+    side, sizes = tiny.METHODS[full.method.name]
+    small = [f"method.{key}={value}" for key, value in sizes.items()]
+    small += [f"method.{key}=null" for key in ("vgg",) if getattr(full.method, key, None)]
+    small += ["method.lambda_vgg=0"] if getattr(full.method, "lambda_vgg", 0) else []
+    small += [f"data.domains=[{', '.join(domains)}]", "data.root=scenes", "data.count=8"]
+    small += [f"data.size={side}", f"data.batch={min(full.data.batch, 4)}", "train.steps=2"]
+    run = load(path, [*small, "train.precision=32-true"])
+    trainer = Trainer(run, RunFolder(tmp_path), resume=False, init=None, say=print)
+    before = [p.clone() for p in trainer.method.parameters()]
+    view = View() if layout == "unlabelled" else None
+    for step in range(2):
+        tensors, files = trainer.batches[step]
+        losses = trainer.play(to_device(tensors, "cpu", view), files)
+        assert losses and all(loss.isfinite() for loss in losses.values())
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, trainer.method.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_fits_its_networks_at_full_size(path):
+    full = load(path)
+    if getattr(full.method, "lambda_vgg", 0):
+        pytest.skip("needs weights")
+    domains = (
+        full.data.domains or ("a", "b", "c")[: max(2, tiny.DOMAINS[full.method_class().layout])]
+    )
+    with torch.device("meta"):
+        method = full.build(tuple(domains))
+    nets = dict(method.named_children())
+    assert set(full.optim) - {"default"} <= nets.keys()
 
 
 def test_data_check_prints_text_json_and_a_page(tmp_path, capsys):

@@ -1,13 +1,22 @@
 """What is particular to UNIT, CycleGAN, pix2pix, BicycleGAN and Augmented CycleGAN."""
 
+import os
+import signal
+
+import numpy as np
 import pytest
+import tiny
 import torch
 
+from unpaired import Translator
+from unpaired.checkpoint import RunFolder
 from unpaired.config import load
+from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem
 from unpaired.losses import kl_normal
 from unpaired.method import Shape, Step
 from unpaired.methods import augmented_cyclegan, bicyclegan, cyclegan, pix2pix, unit
+from unpaired.train import Trainer, fit
 
 FAMILY = {
     "augmented_cyclegan": (augmented_cyclegan, augmented_cyclegan.AugmentedCycleGAN),
@@ -215,6 +224,33 @@ def test_unit_shares_blocks_in_a_network_of_their_own():
     m.shared.G[0].body[0].conv.weight.data += 1
     assert torch.equal(before, m.translator().translate(x, 0, 1, None))
     assert not torch.equal(before, m.translate(x, 0, 1, None))
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [("unit", ["shared=1"]), ("unit", ["shared=1", "gan=nsgan"]), ("cyclegan", ["noise=true"])],
+)
+def test_variants_resume_exactly_and_translate(name, changes, tmp_path):
+    words = [f"method.{change}" for change in changes]
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    fit(tiny.run(name, *words, steps=2), whole, say=lambda line: None)
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        play = Trainer.play
+
+        def terminated(self, *args):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return play(self, *args)
+
+        patch.setattr(Trainer, "play", terminated)
+        fit(tiny.run(name, *words, steps=2), parts, say=lambda line: None)
+    fit(tiny.run(name, *words, steps=2), parts, resume=True, say=lambda line: None)
+    (_, a, _), (_, b, _) = whole.newest(), parts.newest()
+    assert a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+    t = Translator.load(parts.path)
+    image = Scenes("outline", tiny.side(name), "test")[0].image
+    styles = 3 if name == "cyclegan" else 1
+    outputs = [np.asarray(o) for o in t.translate(image, to="painted", styles=3)]
+    assert len(outputs) == styles and len({o.tobytes() for o in outputs}) == styles
 
 
 # BicycleGAN ------------------------------------------------------------------------------------

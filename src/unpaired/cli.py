@@ -109,18 +109,22 @@ def data_check(args: argparse.Namespace) -> None:
 
 
 def methods(args: argparse.Namespace) -> None:
-    from unpaired.registry import find_method, method_names
+    from unpaired.registry import method_card, method_names
 
-    needs = {
-        "two_domains": "two domains",
-        "domains": "many domains",
-        "unlabelled": "one folder",
-        "paired": "pairs",
+    needs = {  # domains, pairs, labels
+        "two_domains": ("2", "no", "domain"),
+        "domains": ("2 or more", "no", "domain"),
+        "unlabelled": ("found by itself", "no", "no"),
+        "paired": ("2", "yes", "domain"),
     }
+    rows = [("method", "domains", "pairs", "labels", "outputs", "venue", "year", "paper")]
     for name in method_names():
-        method = find_method(name)
-        paper = " ".join(str(method.card[key]) for key in ("venue", "year") if method.card[key])
-        print(f"{name:<20}{needs[method.layout]:<14}{paper:<18}{method.card['title']}")
+        card = method_card(name)
+        published = (card["venue"], str(card["year"] or "?"), card["title"])
+        rows.append((name, *needs[card["layout"]], card["outputs"], *published))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
 
 
 def convert(args: argparse.Namespace) -> None:

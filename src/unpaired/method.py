@@ -103,7 +103,9 @@ class Method(nn.Module, ABC):
     layout: ClassVar[Layout]  # the data that it trains on
     averaged: str  # the networks that translate: averaged, and what model.safetensors holds
     accumulates: ClassVar[bool] = True  # False where the loss couples the batch
-    card: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # title, authors, venue, year, url
+    card: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {}
+    )  # title, authors, venue, year, url, outputs: a literal, read without running the file
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {}
     )  # "paper", "small": parts of a run's config

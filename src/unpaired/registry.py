@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unpaired.errors import ConfigProblem
 
@@ -19,6 +20,21 @@ FOLDER = Path(__file__).parent / "methods"
 def method_names() -> tuple[str, ...]:
     """The methods that come with the tool: the files of the folder."""
     return tuple(sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__"))
+
+
+def method_card(name: str) -> dict[str, Any]:
+    """`layout` and the `card` of a method that comes with the tool, read from its file without importing torch."""
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    said = {
+        target.id: node.value
+        for parent in tree.body
+        if isinstance(parent, ast.ClassDef)
+        for node in parent.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in ("layout", "card")
+    }
+    return {"layout": ast.literal_eval(said["layout"]), **ast.literal_eval(said["card"])}
 
 
 def find_method(name: str) -> type[Method]:

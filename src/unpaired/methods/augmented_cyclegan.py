@@ -81,6 +81,7 @@ class AugmentedCycleGAN(Method):
         "venue": "ICML",
         "year": 2018,
         "url": "https://arxiv.org/abs/1802.10151",
+        "outputs": "many one way, one back",
     }
     presets = {
         "paper": {

@@ -72,6 +72,7 @@ class BicycleGAN(Method):
         "venue": "NIPS",
         "year": 2017,
         "url": "https://arxiv.org/abs/1711.11586",
+        "outputs": "many",
     }
     presets = {
         "paper": {

@@ -72,6 +72,7 @@ class CycleGAN(Method):
         "venue": "ICCV",
         "year": 2017,
         "url": "https://arxiv.org/abs/1703.10593",
+        "outputs": "one; many with noise",
     }
     presets = {
         "paper": {

@@ -107,6 +107,7 @@ class DSM(Method):
         "venue": "not known to us",
         "year": None,
         "url": None,
+        "outputs": "many",
     }
     presets = {
         "paper": {

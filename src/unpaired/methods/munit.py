@@ -76,6 +76,7 @@ class MUNIT(Method):
         "venue": "ECCV",
         "year": 2018,
         "url": "https://arxiv.org/abs/1804.04732",
+        "outputs": "many",
     }
     presets = {
         "paper": {

@@ -61,6 +61,7 @@ class Pix2Pix(Method):
         "venue": "CVPR",
         "year": 2017,
         "url": "https://arxiv.org/abs/1611.07004",
+        "outputs": "one",
     }
     presets = {
         "paper": {

@@ -85,6 +85,7 @@ class SmoothGAN(Method):
         "venue": "CVPR",
         "year": 2021,
         "url": "https://arxiv.org/abs/2106.09016",
+        "outputs": "many",
     }
     presets = {
         "paper": {

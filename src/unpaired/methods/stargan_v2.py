@@ -70,6 +70,7 @@ class StarGANv2(Method):
         "venue": "CVPR",
         "year": 2020,
         "url": "https://arxiv.org/abs/1912.01865",
+        "outputs": "many",
     }
     presets = {
         "paper": {

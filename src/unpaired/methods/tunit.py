@@ -107,6 +107,7 @@ class TUNIT(Method):
         "venue": "ICCV",
         "year": 2021,
         "url": "https://arxiv.org/abs/2006.06500",
+        "outputs": "many, by reference",
     }
     presets = {
         "paper": {

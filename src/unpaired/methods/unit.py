@@ -71,6 +71,7 @@ class UNIT(Method):
         "venue": "NIPS",
         "year": 2017,
         "url": "https://arxiv.org/abs/1703.00848",
+        "outputs": "one",
     }
     presets = {
         "paper": {
