@@ -16,6 +16,7 @@ LAYERS = [  # from the ground up; a module imports from its own layer or below
     {"config", "data", "progress", "pictures"},
     {"translator", "export", "page"},
     {"metrics", "translate"},
+    {"domains"},
     {"train"},
     {"report"},
     {"cli", "serve", "__main__"},

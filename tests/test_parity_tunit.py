@@ -661,7 +661,7 @@ def test_verbs():
     m = small()
     view = m.translator()
     x = images()["x"]
-    assert view.styles(0, 1) == {"reference"}
+    assert view.styles(0, 1) == {"reference", "mean"}
     assert view.translate(x, 0, 1, view.encode_style(x, 1)).shape == x.shape
     assert torch.allclose(view.assign(x).sum(1), torch.ones(6))
     wide = torch.zeros(1, 3, 32, 64)

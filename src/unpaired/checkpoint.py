@@ -271,7 +271,11 @@ class RunFolder:
     def start_fresh(self) -> None:
         """Set checkpoints, log and best mark aside under numbered names, to begin at step 0."""
         try:
-            for path in (self.checkpoints, self.log, self.path / "best.json"):
+            for path in (
+                self.checkpoints,
+                self.log,
+                *(self.path / f"{n}.json" for n in ("best", "domains")),
+            ):
                 if os.path.lexists(path):
                     os.rename(path, _unused(path.with_name(path.name + ".old")))
             os.mkdir(self.checkpoints)

@@ -97,6 +97,20 @@ def evaluate(args: argparse.Namespace) -> None:
     say(f"Written: {run.path / 'metrics.json'}, and on the page {run.path / 'index.html'}")
 
 
+def domains(args: argparse.Namespace) -> None:
+    from unpaired.domains import rename, report
+    from unpaired.errors import ConfigProblem
+    from unpaired.progress import say
+
+    if args.name and (args.data or args.labels):
+        raise ConfigProblem("--name only names: leave --data and --labels out.")
+    if args.name:
+        for number, name in enumerate(rename(args.run, args.name), 1):
+            print(f"{number} {name}")
+    if args.data or args.labels or not args.name:
+        print(f"Written: {report(args.run, args.data, args.labels, say)}")
+
+
 def data_check(args: argparse.Namespace) -> None:
     from unpaired.data.check import check, to_json, to_page, to_text
     from unpaired.data.folders import scan
@@ -257,6 +271,18 @@ def parser() -> argparse.ArgumentParser:
 
     c = command(commands, "evaluate", evaluate, "measure a trained model")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+
+    c = command(
+        commands, "domains", domains, "look at the domains found without labels, and name them"
+    )
+    c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+    c.add_argument(
+        "--name", nargs="+", metavar="N=NAME", help="name domains, such as 1=tabby 2=siamese"
+    )
+    c.add_argument("--data", nargs="+", metavar="DIR", help="other images than those of the run")
+    c.add_argument(
+        "--labels", metavar="folders|CSV", help="true labels to compare with (docs/data.md)"
+    )
 
     data = commands.add_parser(
         "data", help="look at a folder of images before training", description="Look at data."

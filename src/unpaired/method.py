@@ -135,7 +135,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def styles(self, source: int, target: int) -> frozenset[str]:
-        """The ways to say a style, of {"latent", "reference"}; empty: one output. Refuses what it cannot translate."""
+        """The ways to say a style, of {"latent", "reference", "mean"}; empty: one output. Refuses what it cannot do.
+
+        latent: `sample_style` draws any number; mean: it gives the domain's mean style; reference: `encode_style`.
+        """
 
     @abstractmethod
     def encode_content(self, x: Tensor, source: int) -> Tensor:

@@ -52,6 +52,7 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         "<h2>Samples</h2><p class=soft>Held-out inputs at the left, always the same inputs and styles.</p>",
         samples(folder),
         figures(folder),
+        domains(folder),
         "<h2>Curves</h2>",
         curves(log),
         "<h2>Config</h2>",
@@ -88,6 +89,13 @@ def figures(folder: RunFolder) -> str:
         )
         parts.append(f"<table><tr><th>{html.escape(way)}</th>{head}</tr>{lines}</table><br>")
     return "".join(parts)
+
+
+def domains(folder: RunFolder) -> str:
+    """The way to the page of `unpaired domains`, where it was written."""
+    if not (folder.path / "domains.html").is_file():
+        return ""
+    return '<p><a href="domains.html">The domains that were found</a></p>'
 
 
 def speed(log: Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from unpaired.data.batches import Batches, FilePictures, check_layout, loader, t
 from unpaired.data.check import outline
 from unpaired.data.datasets import Dataset, open_dataset, training_labels
 from unpaired.data.folders import Fingerprint, compare
+from unpaired.domains import saved_names
 from unpaired.errors import (
     ConfigProblem,
     DataProblem,
@@ -234,6 +235,8 @@ class Trainer:
             self.say(
                 "This is the paper's setting, on a CPU: --preset small (32 to 64 px) takes minutes instead of weeks."
             )
+        if resume:
+            domains = saved_names(folder.path) or domains
         self.method = run.build(domains).to(self.fabric.device)
         self.optimizers = build_optimizers(self.method, run)
         saved = self.method.state_dict().keys()

@@ -94,7 +94,8 @@ class Translator:
     ) -> list[Image.Image]:
         """`image` in domain `to`: once for each of `styles` random styles, or once in the style of `style_from`.
 
-        The first n styles of a seed are the same whatever `styles` says. A method without styles gives one image.
+        The first n styles of a seed are the same whatever `styles` says. A method without styles gives one image, as
+        does one that knows each domain's mean style and has no random ones.
         """
         source_index, target = self.direction(to, source)
         codes = self.codes(target, source_index, styles, seed, style_from)
@@ -154,6 +155,8 @@ class Translator:
             return self.style(style_from, target, source)
         if "latent" in ways:
             return random_styles(self.method, styles, target, seed).to(self.device)
+        if "mean" in ways:
+            return random_styles(self.method, 1, target, seed).to(self.device)
         if "reference" in ways:
             raise ConfigProblem(
                 f"{self.run.method.name} takes its style from an image: say --style-from REF."
@@ -299,22 +302,44 @@ def sample_sheets(
         title = name.replace("-to-", " to ").replace("to-", "to ")
         for way in sorted(ways) or ["output"]:
             lines: list[list[Image.Image | None]] = []
-            codes = None
+            codes: Tensor | None = None
+            columns: tuple[str, ...] = ()
             if way == "latent":
                 codes = random_styles(method, styles, target, 0).to(t.device)
             elif way == "reference":
                 codes = torch.cat([t.style(r, target, inputs[0][0]) for r in references])
                 lines.append([None, *(enlarged(t.shown(r)) for r in references)])
+            elif way == "mean":
+                means = mean_styles(method)
+                if not means:
+                    continue
+                codes, columns = torch.cat(list(means.values())).to(t.device), ("", *means)
             for source, index in inputs:
                 array = pictures[source].read(index % len(pictures[source]))
                 x = t.prepare(array)
                 outputs = t.render(x, source, target, codes)
                 lines.append([enlarged(t.shown(array)), *(enlarged(o) for o in outputs)])
-            label = {"latent": "random styles", "reference": "styles of the top row", "output": ""}[
-                way
-            ]
-            sheets[f"{safe(name)}-{way}"] = sheet(lines, title=f"{title}   {label}")
+            sheets[f"{safe(name)}-{way}"] = sheet(lines, columns, f"{title}   {WAYS[way]}")
     return sheets
+
+
+WAYS = {
+    "latent": "random styles",
+    "reference": "styles of the top row",
+    "mean": "mean styles of the domains",
+    "output": "",
+}
+
+
+def mean_styles(method: Method) -> dict[str, Tensor]:
+    """The mean style (1, ...) of each domain that has one."""
+    means = {}
+    for target, domain in enumerate(method.domains):
+        try:
+            means[domain] = random_styles(method, 1, target, 0)
+        except ConfigProblem:
+            continue
+    return means
 
 
 def safe(name: str) -> str:

@@ -250,8 +250,7 @@ class TUNIT(Method):
     # The verbs -----------------------------------------------------------------------------------
 
     def styles(self, source: int, target: int) -> frozenset[str]:
-        """A reference. Without one there is the mean style of the domain, which is a single one."""
-        return frozenset({"reference"})
+        return frozenset({"reference", "mean"})
 
     def encode_content(self, x: Tensor, source: int) -> Tensor:
         return self.G.encoder(x)
@@ -263,8 +262,8 @@ class TUNIT(Method):
         """The mean style of the domain, `n` times: there is no prior to sample from."""
         if not self.C.count[target]:
             raise ConfigProblem(
-                f"No training image fell into domain {self.domains[target]}, so it has no mean "
-                "style: give a reference image or name another domain."
+                f"Domain {self.domains[target]} has no mean style: no training image has fallen "
+                "into it since G plays. Give a reference image, name another domain, or train on."
             )
         return self.C.mean[target].expand(n, -1)
 
