@@ -11,7 +11,8 @@ from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem, DataProblem
-from unpaired.pictures import sheet, to_images
+from unpaired.pictures import enlarged, sheet, to_images
+from unpaired.translator import random_styles
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,62 @@ def test_the_averages_are_what_translates(run, photo):
     for name, value in t.method.state_dict().items():
         if name.startswith("G_"):
             assert torch.equal(value, tensors[f"method.ema.{name}"])
+
+
+@pytest.fixture(scope="module")
+def dsm(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dsm")
+    train.fit(tiny.run("dsm", steps=2), RunFolder(path), say=lambda line: None)
+    return path
+
+
+@pytest.mark.parametrize("name", ["run", "dsm"])
+def test_a_sweep_moves_one_component_alone(name, photo, request, monkeypatch):
+    t = Translator.load(request.getfixturevalue(name))
+    seen = []
+    render = t.render
+    monkeypatch.setattr(
+        t, "render", lambda x, a, b, codes: seen.append(codes) or render(x, a, b, codes)
+    )
+    outputs = t.sweep(photo, "painted", 2, -1, 2, 4, seed=3)
+    (codes,) = seen
+    drawn = t.method.sample_style(4000, 1, torch.Generator().manual_seed(5))
+    values = (codes[:, 2] - drawn[:, 2].mean()) / drawn[:, 2].std()
+    assert values.tolist() == pytest.approx([-1, 0, 1, 2], abs=0.15)
+    base = random_styles(t.method, 1, 1, 3)
+    others = [i for i in range(codes.shape[1]) if i != 2]
+    assert torch.equal(codes[:, others], base[:, others].expand(4, -1))
+    assert len(outputs) == 4 and pixels(outputs[:1]) != pixels(outputs[-1:])
+    by_reference = t.sweep(photo, "painted", 0, 0, 1, 2, style_from=photo)
+    assert len(by_reference) == 2
+
+
+def test_a_sweep_from_the_command_line(dsm, photo, tmp_path, capsys):
+    words = ["translate", str(dsm), str(photo), "--to", "neon", "--out", str(tmp_path / "out")]
+    assert main([*words, "--component", "1", "--sweep", "-1.5", "1.5", "--steps", "3"]) == 0
+    files = sorted((tmp_path / "out").glob("ein*.png"))
+    expected = Translator.load(dsm).sweep(photo, "neon", 1, -1.5, 1.5, 3)
+    assert pixels(Image.open(f) for f in files) == pixels(expected)
+    plain = sheet([[*map(enlarged, [expected[0], *expected])]], title="to neon   component 1")
+    with Image.open(tmp_path / "out" / "sheet-neon.png") as page:
+        assert page.height > plain.height  # the values stand above
+    capsys.readouterr()
+    for extra, said in [
+        (["--component", "4"], "4 components, 0 to 3"),
+        (["--component", "-1"], "0 to 3"),
+        (["--sweep", "0", "1"], "--component"),
+        (["--component", "1", "--steps", "1"], "--steps"),
+    ]:
+        assert main([*words, *extra]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cyclegan", "tunit"])
+def test_a_method_without_random_styles_cannot_be_swept(name, photo, tmp_path):
+    method, config = tiny.build(name)
+    t = Translator(method, config)
+    with pytest.raises(ConfigProblem, match="no random styles"):
+        t.sweep(photo, t.domains[-1], 0, style_from=None)
 
 
 def test_refusals(run, photo, tmp_path):

@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     c = command(commands, "translate", translate, "translate an image or a folder")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
-    c.add_argument("--to", required=True, metavar="DOMAIN", help="the target domain")
+    c.add_argument("--to", required=True, metavar="DOMAIN", help="the target domain, or all")
     c.add_argument(
         "--source",
         metavar="DOMAIN",
@@ -255,7 +255,24 @@ def parser() -> argparse.ArgumentParser:
         help="from style A to style B: seeds or images",
     )
     c.add_argument(
-        "--steps", type=int, default=9, metavar="N", help="pictures of an interpolation (default 9)"
+        "--component",
+        type=int,
+        metavar="K",
+        help="move this component of the style, counted from 0",
+    )
+    c.add_argument(
+        "--sweep",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="from where to where, in standard deviations of random styles (default -2 2)",
+    )
+    c.add_argument(
+        "--steps",
+        type=int,
+        default=9,
+        metavar="N",
+        help="pictures of an interpolation or a sweep (default 9)",
     )
     c.add_argument("--seed", type=int, default=0, help="of the random styles (default 0)")
     c.add_argument(

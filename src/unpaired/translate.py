@@ -14,7 +14,7 @@ from unpaired.data.intake import BadImage, escape, write_png
 from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.pictures import enlarged, sheet
 from unpaired.progress import say
-from unpaired.translator import Style, Translator, safe
+from unpaired.translator import Style, Translator, linspace, safe
 
 SHEET_ROWS = 24
 
@@ -23,30 +23,45 @@ def translate_files(args: argparse.Namespace) -> int:
     """Translates `args.images`; returns 65 where no image, or with --strict not every image, could be read."""
     if args.styles < 1 or args.steps < 2:
         raise ConfigProblem("--styles needs at least 1 and --steps at least 2.")
+    if args.sweep and args.component is None:
+        raise ConfigProblem("--sweep needs --component K: which component of the style to move.")
     translator = Translator.load(args.run)
     out = args.out or (args.run if args.run.is_dir() else args.run.parent) / "translations"
-    rows: list[list[Image.Image | None]] = []
+    everywhere = args.to == "all" and "all" not in translator.domains
+    targets = [d for d in translator.domains if d != args.source] if everywhere else [args.to]
+    rows: dict[str, list[list[Image.Image | None]]] = {to: [] for to in targets}
     done = bad = 0
     for path, name in inputs(args.images):
         try:
-            outputs = one(translator, path, args)
             source = translator.shown(path, args.size)
+            for to in targets:
+                outputs = one(translator, path, to, args)
+                for i, image in enumerate(outputs):
+                    write(out / f"{name}-{safe(to)}-{i:02d}.png", image)
+                if len(rows[to]) < SHEET_ROWS:
+                    rows[to].append([enlarged(source), *(enlarged(image) for image in outputs)])
         except BadImage as error:
             say(f"Skipped: {error}")
             bad += 1
             continue
-        for i, image in enumerate(outputs):
-            write(out / f"{name}-{safe(args.to)}-{i:02d}.png", image)
-        if len(rows) < SHEET_ROWS:
-            rows.append([enlarged(source), *(enlarged(image) for image in outputs)])
         done += 1
     if not done:
         raise DataProblem(f"No image of {escape(args.images)} can be read: see the lines above.")
-    write(out / f"sheet-{safe(args.to)}.png", sheet(rows, title=f"to {args.to}"))
-    say(
-        f"{done} images to {args.to}, {len(outputs)} each; all on one sheet: {out / f'sheet-{safe(args.to)}.png'}"
-    )
+    swept = args.component is not None
+    captions = ["", *(f"{v:.2g}" for v in linspace(*ends(args), args.steps))] if swept else ()
+    for to in targets:
+        title = f"to {to}" + (f"   component {args.component}" if swept else "")
+        write(out / f"sheet-{safe(to)}.png", sheet(rows[to], captions, title))
+        say(
+            f"{done} images to {to}, {len(outputs)} each; all on one sheet: {out / f'sheet-{safe(to)}.png'}"
+        )
     return DataProblem.exit_code if bad and args.strict else 0
+
+
+def ends(args: argparse.Namespace) -> tuple[float, float]:
+    """From where to where a component is swept, in standard deviations."""
+    low, high = args.sweep or (-2.0, 2.0)
+    return low, high
 
 
 def inputs(path: Path) -> Iterator[tuple[Path, str]]:
@@ -67,12 +82,15 @@ def inputs(path: Path) -> Iterator[tuple[Path, str]]:
         yield file, name
 
 
-def one(translator: Translator, path: Path, args: argparse.Namespace) -> list[Image.Image]:
+def one(translator: Translator, path: Path, to: str, args: argparse.Namespace) -> list[Image.Image]:
     if args.interpolate:
         a, b = (style(word) for word in args.interpolate)
-        return translator.interpolate(path, a, b, args.to, args.steps, args.source, args.size)
+        return translator.interpolate(path, a, b, to, args.steps, args.source, args.size)
+    if args.component is not None:
+        at = (args.component, *ends(args), args.steps)
+        return translator.sweep(path, to, *at, args.seed, args.style_from, args.source, args.size)
     return translator.translate(
-        path, args.to, args.styles, args.seed, args.style_from, args.source, args.size
+        path, to, args.styles, args.seed, args.style_from, args.source, args.size
     )
 
 

@@ -24,6 +24,8 @@ from unpaired.pictures import enlarged, from_array, sheet, to_images
 
 FORMAT = "unpaired model 1"
 CHUNK_PIXELS = 4 << 20  # pixels that are decoded at once
+SPREAD = 1000  # random styles that tell how far a component goes
+SHEET_DOMAINS = 8  # target domains that get sample sheets
 
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 Style = int | Picture | Tensor  # a seed, a reference image, or a style itself
@@ -121,6 +123,49 @@ class Translator:
             [torch.lerp(ends[0], ends[1], t) for t in torch.linspace(0, 1, steps).to(self.device)]
         )
         return self.render(self.prepare(image, size), source_index, target, codes)
+
+    def sweep(
+        self,
+        image: Picture,
+        to: str,
+        component: int,
+        low: float = -2.0,
+        high: float = 2.0,
+        steps: int = 9,
+        seed: int = 0,
+        style_from: Picture | None = None,
+        source: str | None = None,
+        size: int | None = None,
+    ) -> list[Image.Image]:
+        """`image` in domain `to` while one component of its style goes from `low` to `high` and the others stay.
+
+        Components are counted from 0. Values are standard deviations from the component's mean over random styles
+        of `to`; the style is that of `seed`, or of the image `style_from`.
+        """
+        source_index, target = self.direction(to, source)
+        if "latent" not in self.method.styles(source_index, target):
+            raise ConfigProblem(
+                f"{self.run.method.name} has no random styles, by which a component is measured: sweep a model of "
+                "dsm, munit or another method that has."
+            )
+        style = self.style(seed if style_from is None else style_from, target, source_index)
+        codes = self.swept(style, component, linspace(low, high, steps), target)
+        return self.render(self.prepare(image, size), source_index, target, codes)
+
+    @torch.inference_mode()
+    def swept(self, style: Tensor, component: int, values: Sequence[float], target: int) -> Tensor:
+        """A style (1, n) with its component at each of `values`: (len(values), n)."""
+        n = style.shape[1]
+        if not 0 <= component < n:
+            raise ConfigProblem(
+                f"--component {component}: a style of this model has {n} components, 0 to {n - 1}."
+            )
+        drawn = self.method.sample_style(SPREAD, target, torch.Generator().manual_seed(0))
+        assert drawn is not None
+        std, mean = torch.std_mean(drawn[:, component])
+        codes = style.repeat(len(values), 1)
+        codes[:, component] = (mean + std * torch.tensor(values).to(drawn)).to(codes)
+        return codes
 
     @torch.inference_mode()
     def encode_style(self, reference: Picture, domain: str) -> Tensor:
@@ -248,6 +293,11 @@ def decoded(
         ]
 
 
+def linspace(low: float, high: float, steps: int) -> list[float]:
+    """`steps` evenly spaced numbers, ends included."""
+    return torch.linspace(low, high, steps, dtype=torch.float64).tolist()
+
+
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
     generator = torch.Generator().manual_seed(seed)
@@ -280,15 +330,18 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
 def sample_sheets(
     method: Method, dataset: Dataset, run: Run, rows: int = 5, styles: int = 6
 ) -> dict[str, Image.Image]:
-    """A sheet for each way to each target domain: the same inputs, the same styles, at every step."""
+    """A sheet for each way to each target domain: the same inputs, the same styles, at every step.
+
+    With styles by reference it is a matrix: rows are sources, columns references. Of more than `SHEET_DOMAINS`
+    domains, as many are drawn, evenly spread.
+    """
     t = Translator(method, run, device=next(method.parameters()).device)
-    pictures = (
-        dataset.splits["val"]
-        if all(len(p) for p in dataset.splits["val"])
-        else dataset.splits["train"]
-    )
+    splits = zip(dataset.splits["val"], dataset.splits["train"], strict=True)
+    pictures = [val if len(val) else train for val, train in splits]
     sheets: dict[str, Image.Image] = {}
-    for target, to in enumerate(dataset.domains):
+    K = len(dataset.domains)
+    for target in sorted({i * K // SHEET_DOMAINS for i in range(SHEET_DOMAINS)}):
+        to = dataset.domains[target]
         others = [d for d in range(len(dataset.domains)) if d != target] or [target]
         inputs = [(others[i % len(others)], i // len(others)) for i in range(rows)]
         references = [

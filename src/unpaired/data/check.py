@@ -34,6 +34,7 @@ NARROW = 4.0  # longer over shorter side that deserves a look
 TINY = 32  # pixels of the shorter side, where the training size is not known
 UNEVEN = 3.0  # images of the largest domain over those of the smallest
 FEW = 100  # training images of a domain
+MANY = 5  # such domains that are told one by one
 NEAR_BITS, NEAR_MEAN, NEAR_MOST = 10, 6.0, 40
 MAX_PAIRS = 2_000_000  # that may look alike before the search for near duplicates ends
 THUMB = 24  # pixels, for comparing
@@ -102,9 +103,14 @@ def outline(listing: Listing) -> tuple[str, ...]:
     if listing.skipped:
         path, reason = listing.skipped[0]
         said.append(f"{len(listing.skipped)} files are skipped, as {escape(path)}: {reason}.")
-    said += [
-        f"Domain {escape(d)} has only {n} training images." for d, n in train.items() if 0 < n < FEW
-    ]
+    few = {d: n for d, n in train.items() if 0 < n < FEW}
+    if len(few) > MANY:
+        least = min(few, key=lambda d: few[d])
+        said.append(
+            f"{len(few)} domains have fewer than {FEW} training images, the fewest {escape(least)}: {few[least]}."
+        )
+    else:
+        said += [f"Domain {escape(d)} has only {n} training images." for d, n in few.items()]
     if train and max(train.values()) > UNEVEN * min(train.values()) > 0:
         most, least = max(train, key=lambda d: train[d]), min(train, key=lambda d: train[d])
         said.append(

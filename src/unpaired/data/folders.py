@@ -238,7 +238,13 @@ def scan(
             layout, placed, notes = _place(tops[0], found.files, subfolders)
         order = names
     _check_domains(tops[0], placed)
-    domains = tuple(dict.fromkeys([d for d in order if d] + sorted({e.domain for _, e in placed})))
+    used = {e.domain for _, e in placed}
+    for name, top in zip(order, tops, strict=False):
+        if name and name not in used:
+            raise DataProblem(f"{escape(top)} has no images; {UNDERSTOOD}.")
+    domains = tuple(dict.fromkeys([d for d in order if d] + sorted(used)))
+    if len(tops) == 1 and "<domain>" in layout:
+        notes = notes + _empty(tops[0], layout, used)
     if paired:
         return _pair(tops[0], layout, placed, domains, found.skipped, notes, validation, known)
     return _listing(tops[0], layout, placed, domains, found.skipped, notes, validation, known)
@@ -442,6 +448,25 @@ def _domain_names(tops: list[Path]) -> list[str]:
         if all(names) and len(set(names)) == len(names)
         else [chr(65 + i) for i in range(len(tops))]
     )
+
+
+def _empty(top: Path, layout: str, used: set[str]) -> list[str]:
+    """A sentence for folders that stand where domains do and hold no image."""
+    above = [top]
+    if layout.startswith("train"):
+        above = [d for d in sorted(top.iterdir()) if d.is_dir() and d.name.lower() in SPLITS]
+    empty = {
+        d.name
+        for folder in above
+        for d in folder.iterdir()
+        if d.is_dir() and not d.name.startswith(".") and d.name.lower() not in IGNORED
+    } - used
+    what = (
+        "is empty of images, so it is no domain"
+        if len(empty) == 1
+        else "are empty of images, so they are no domains"
+    )
+    return [f"{_names(empty)} {what}."] if empty else []
 
 
 def _beside(files: _Files, used: _Files, folders: Iterable[str]) -> list[str]:
