@@ -1,0 +1,343 @@
+"""Does matching every domain's images find the true style factors? DSM's theorem, put to the test.
+
+    python benchmarks/identifiability.py vectors    # no images: seconds a run, about five minutes in all
+    python benchmarks/identifiability.py scenes     # images of 32 px: at most 8 minutes a run, many hours in all
+
+Stop and start either at will: finished runs are not repeated. Writes runs/identifiability/, and there a table and a
+figure of the mean correlation coefficient (MCC) against the number K of domains.
+
+The theorem (docs/methods/dsm.md): n independent factors, whose distributions vary over K >= 2n + 1 domains, are found
+up to order and an invertible function each, by a generator with component-wise styles that matches the distribution of
+every domain. Factors are Gaussian in each domain, with the means and deviations of `unpaired.data.scenes.family`.
+MCC is taken within the domains: factors and components become their ranks in each domain first, else the domains'
+means, which any model shares with the truth, would pass for agreement. K = 1 shows what chance gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from running import apart, table, trained
+from torch import nn
+from torch.nn import functional as F
+
+from unpaired import Translator, losses
+from unpaired.checkpoint import load_model, save_model, write_atomic
+from unpaired.data.intake import write_png
+from unpaired.data.scenes import family
+from unpaired.method import Step
+from unpaired.methods.dsm import Flow
+from unpaired.metrics.matching import mean_correlation, mean_ranks
+from unpaired.metrics.scenes import Reader
+from unpaired.networks.stargan import select
+
+DOMAINS = {2: (1, 3, 5, 9), 3: (1, 4, 7, 11)}  # n: K below, at and above 2n + 1
+SCENE_DOMAINS = {2: (3, 5, 8), 3: (4, 7, 10)}
+OUT = Path("runs/identifiability")
+
+
+# Vectors ------------------------------------------------------------------------------------------
+
+
+class Mixing:
+    """A known, invertible map from factors (N, n) to what is seen (N, n): rotation, leaky ReLU, rotation."""
+
+    slope = 0.4
+
+    def __init__(self, n: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        square = [torch.randn(n, n, generator=generator) for _ in range(2)]
+        self.a, self.b = (torch.linalg.qr(m)[0] for m in square)
+
+    def __call__(self, s: torch.Tensor) -> torch.Tensor:
+        return F.leaky_relu(s @ self.a, self.slope) @ self.b
+
+    def inverse(self, x: torch.Tensor) -> torch.Tensor:
+        return F.leaky_relu(x @ self.b.T, 1 / self.slope) @ self.a.T
+
+
+class Game(nn.Module):
+    """DSM's flow F with adversarial matching alone: a generator and a discriminator of vectors."""
+
+    def __init__(self, n: int, domains: int, width: int = 128) -> None:
+        super().__init__()
+        self.F = Flow(domains, n, 64, bins=8, bound=5.0, affine=False)
+        self.G = perceptron(n, width, n)
+        self.D = perceptron(n, width, domains)
+
+    def scores(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return select(self.D(x), u)
+
+
+def perceptron(a: int, width: int, b: int) -> nn.Sequential:
+    inner = [nn.Linear(a, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*inner, nn.Linear(width, b))
+
+
+def vectors(n: int, K: int, seed: int, steps: int, batch: int = 256) -> dict[str, float]:
+    """One run: trains, and returns the MCC of the components of styles with the true factors of what they generate."""
+    torch.manual_seed(seed)
+    mixing, game = Mixing(n, seed), Game(n, K)
+    studies = family(K, n, seed=seed)
+    mean = torch.tensor(np.stack([s.mean for s in studies])).float()
+    deviation = torch.tensor(np.stack([s.deviation for s in studies])).float()
+    players = nn.ModuleList([game.F, game.G])
+    average = torch.optim.swa_utils.AveragedModel(
+        players, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
+    )
+    optimizers = [torch.optim.Adam(m.parameters(), 1e-3, (0.0, 0.99)) for m in (game.D, players)]
+    for i in range(steps):
+        step = Step(i, steps, seed)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, 2 * (1 - step.fraction))
+        u = (step.uniform("u", batch, like=mean) * K).long()
+        x = mixing(mean[u] + deviation[u] * step.normal("s", batch, n, like=mean)).requires_grad_()
+        fake = game.G(game.F(step.normal("z", batch, n, like=mean), u))
+        real = game.scores(x, u)
+        L_D = losses.nsgan_d([real], [game.scores(fake.detach(), u)]) + losses.r1(real, x)
+        move(optimizers[0], L_D)
+        move(optimizers[1], losses.nsgan_g([game.scores(fake, u)]))
+        average.update_parameters(players)
+    return vector_figures(average.module[0], average.module[1], mixing, mean, deviation)
+
+
+def move(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    optimizer.step()
+
+
+@torch.no_grad()
+def vector_figures(
+    flow: nn.Module, G: nn.Module, mixing: Mixing, mean: torch.Tensor, deviation: torch.Tensor
+) -> dict[str, float]:
+    """MCC within domains, and how far the distributions still are apart.
+
+    gap: mean distance of sorted projections of generated and real vectors on 64 directions (sliced Wasserstein), over
+    that of two real samples.
+    """
+    each, (K, n) = 1000, mean.shape
+    generator = torch.Generator().manual_seed(7)
+    u = torch.arange(K).repeat_interleave(each)
+    s = flow(torch.randn(len(u), n, generator=generator), u)
+    x = G(s)
+    true = mixing.inverse(x)
+    draws = [
+        mixing(mean[u] + deviation[u] * torch.randn(len(u), n, generator=generator)) for _ in "ab"
+    ]
+    ways = F.normalize(torch.randn(n, 64, generator=generator), dim=0)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        a, b = ((v @ ways).view(K, each, -1).sort(dim=1).values for v in (a, b))
+        return float((a - b).abs().mean())
+
+    return {
+        "MCC": within(true.numpy(), s.numpy(), u.numpy()),
+        "gap": distance(x, draws[0]) / distance(draws[1], draws[0]),
+    }
+
+
+def within(factors: np.ndarray, components: np.ndarray, domain: np.ndarray) -> float:
+    """MCC by ranks within each domain, over all of them."""
+    both = []
+    for values in (factors, components):
+        ranks = np.empty(values.shape)
+        for u in np.unique(domain):
+            part = values[domain == u]
+            ranks[domain == u] = np.stack([mean_ranks(column) for column in part.T], 1) / len(part)
+        both.append(ranks)
+    return mean_correlation(*both).mean
+
+
+# Scenes -------------------------------------------------------------------------------------------
+
+IMAGES, HELD_OUT, SIZE = 400, 200, 32  # images of a domain, for training and for measuring; px
+
+
+def scenes(method: str, n: int, K: int, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """One run of a method on a family of scenes: MCC of the styles it encodes from images, and of those it draws."""
+    data = write_family(OUT / f"data-n{n}-K{K}-seed{seed}", n, K, seed)
+    run = OUT / f"{method}-n{n}-K{K}-seed{seed}"
+    words = ["--method", method, "--preset", "small", "--data", data, f"train.seed={seed}"]
+    words += [f"data.size={SIZE}", "data.flip=false", f"method.style_dim={n}"]
+    words += [
+        f"train.steps={args.steps}",
+        "train.save_every=200",
+        f"train.sample_every={args.steps}",
+    ]
+    step = trained(run, *words, *args.settings, minutes=8)
+    return scene_figures(run, n, K, seed) | {"step": step}
+
+
+def write_family(folder: Path, n: int, K: int, seed: int) -> Path:
+    """The training images of a family, a folder for each domain."""
+    if not (folder / "complete").exists():
+        for u, study in enumerate(family(K, n, SIZE, "train", seed, IMAGES)):
+            (folder / "train" / f"u{u:02d}").mkdir(parents=True, exist_ok=True)
+            for i in range(IMAGES):
+                write_png(folder / "train" / f"u{u:02d}" / f"{i:04d}.png", study[i].image)
+        (folder / "complete").touch()
+    return folder
+
+
+def pictures(study: Any, count: int) -> torch.Tensor:
+    """Images (count, 3, H, W) in [-1, 1]."""
+    images = torch.from_numpy(np.stack([study[i].image for i in range(count)]))
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def scene_figures(run: Path, n: int, K: int, seed: int) -> dict[str, float]:
+    """MCC (encoded): styles of held-out images with their true factors. MCC (drawn): random styles with the factors
+    that a reader, trained on real scenes, sees in the images made with them. reader: its own MCC on real images."""
+    method = Translator.load(run, "cpu").method
+    reader = trained_reader(n)
+    encoded, true, drawn, seen, read, u = [], [], [], [], [], np.repeat(np.arange(K), HELD_OUT)
+    for target, study in enumerate(family(K, n, SIZE, "test", seed, HELD_OUT)):
+        x = pictures(study, HELD_OUT)
+        true.append(np.stack([study.true(i) for i in range(HELD_OUT)]))
+        encoded.append(method.encode_style(x, target).numpy())
+        s = method.sample_style(HELD_OUT, target, torch.Generator().manual_seed(seed))
+        drawn.append(s.numpy())
+        seen.append(
+            reader(method.translate(x, (target + 1) % K, target, s).clamp(-1, 1))[1].numpy()
+        )
+        read.append(reader(x)[1].numpy())
+    true, encoded, drawn, seen, read = map(np.concatenate, (true, encoded, drawn, seen, read))
+    return {
+        "MCC": within(true, encoded, u),
+        "MCC of drawn styles": within(seen, drawn, u),
+        "reader": within(true, read, u),
+    }
+
+
+def trained_reader(n: int, epochs: int = 6, batch: int = 32) -> Reader:
+    """Reads the n factors from images of the family's manner; of domains and seeds that no run sees."""
+    file = OUT / f"reader-n{n}.safetensors"
+    reader = Reader(n)
+    if not file.exists():
+        studies = family(10, n, SIZE, "train", 4000 + n, 200)
+        x = torch.cat([pictures(s, 200) for s in studies])
+        y = torch.tensor([list(s.style(i).values())[:n] for s in studies for i in range(200)])
+        optimizer = torch.optim.Adam(reader.parameters(), 2e-3)
+        generator = torch.Generator().manual_seed(0)
+        with torch.inference_mode(False), torch.enable_grad():
+            for _ in range(epochs):
+                for i in torch.randperm(len(x), generator=generator).split(batch):
+                    optimizer.zero_grad()
+                    F.mse_loss(reader(x[i])[1], y[i]).backward()
+                    optimizer.step()
+        save_model(file, reader.state_dict(), {"network": "reader"})
+    reader.load_state_dict(load_model(file)[0])
+    return reader.eval()
+
+
+# All runs -----------------------------------------------------------------------------------------
+
+
+def runs(args: argparse.Namespace) -> list[tuple[str, int, int, dict[str, list[float]]]]:
+    """(what, n, K, figures of all seeds), from files where they are, by running where they are not."""
+    kinds = ["flow"] if args.kind == "vectors" else ["dsm", "stargan_v2"]
+    done = []
+    for n, Ks in (DOMAINS if args.kind == "vectors" else SCENE_DOMAINS).items():
+        for K, kind in itertools.product(args.K or Ks, kinds):
+            each = []
+            for seed in range(args.seeds):
+                file = OUT / f"{args.kind}-{kind}-n{n}-K{K}-seed{seed}-{args.steps}.json"
+                if not file.exists():
+                    start = time.monotonic()
+                    if args.kind == "vectors":
+                        figures = vectors(n, K, seed, args.steps)
+                    else:
+                        figures = scenes(kind, n, K, seed, args)
+                    print(file.stem, figures, f"{time.monotonic() - start:.0f} s", flush=True)
+                    write_atomic(file, json.dumps(figures).encode())
+                each.append(json.loads(file.read_text()))
+            done.append((kind, n, K, {name: [f[name] for f in each] for name in each[0]}))
+    return done
+
+
+def rows(done: Sequence[tuple[str, int, int, dict[str, list[float]]]]) -> list[list[object]]:
+    lines = []
+    for kind, n, K, figures in done:
+        where = "below" if K < 2 * n + 1 else "at" if K == 2 * n + 1 else "above"
+        cells = [f"{np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in figures.values()]
+        lines.append([kind, n, K, f"{where} {2 * n + 1}", *cells])
+    return lines
+
+
+def figure(done: Sequence[tuple[str, int, int, dict[str, list[float]]]]) -> str:
+    """MCC against K as SVG: a line through the means, a dot for each seed, a stroke at 2n + 1."""
+    width, height, left, bottom = 560, 320, 50, 280
+    most = max(K for _, _, K, _ in done)
+
+    def place(K: float, value: float) -> tuple[float, float]:
+        return left + (K - 1) / max(most - 1, 1) * (width - left - 120), bottom - value * 250
+
+    parts = []
+    colours = ("#2563a8", "#c2541d", "#2f855a", "#7a4a9e")
+    kinds = list(dict.fromkeys((kind, n) for kind, n, _, _ in done))
+    for colour, (kind, n) in zip(colours, kinds, strict=False):
+        of = [(K, figures["MCC"]) for k, m, K, figures in done if (k, m) == (kind, n)]
+        ends = [place(K, float(np.mean(values))) for K, values in of]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in ends)
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        for K, values in of:
+            for x, y in (place(K, v) for v in values):
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        x, y = place(2 * n + 1, 0)
+        parts.append(
+            f'<path d="M{x:.1f} {y:.1f}v-250" stroke="{colour}" stroke-dasharray="3 4" opacity=".6"/>'
+        )
+        x, y = ends[-1]
+        parts.append(
+            f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" fill="{colour}">{kind}, n = {n}</text>'
+        )
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        x, y = place(1, value)
+        parts.append(f'<text x="{x - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for K in sorted({K for _, _, K, _ in done}):
+        x, y = place(K, 0)
+        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{K}</text>')
+    title = "MCC against the number of domains; dashed: 2n + 1"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12" fill="#444">'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>'
+        f'<text x="{left}" y="20">{title}</text>{"".join(parts)}</svg>\n'
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description="Does matching every domain find the true factors?")
+    p.add_argument("kind", choices=("vectors", "scenes"))
+    p.add_argument("--steps", type=int, help="default: 700 for vectors, 1200 for scenes")
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--K", type=int, nargs="+", help="numbers of domains (default: three or four)")
+    args = apart(p, argv)
+    args.steps = args.steps or {"vectors": 700, "scenes": 1200}[args.kind]
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    done = runs(args)
+    names = ["what", "n", "K", "2n + 1", *(done[0][3])]
+    text = (
+        table(names, rows(done))
+        + f"\nMeans over {args.seeds} seeds (least to most), {args.steps} steps.\n"
+    )
+    write_atomic(OUT / f"{args.kind}.md", text.encode())
+    write_atomic(OUT / f"{args.kind}.svg", figure(done).encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

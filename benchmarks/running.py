@@ -1,0 +1,90 @@
+"""What the benchmarks share: runs that are trained and measured once, within a limit of time, and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+
+
+def apart(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, and in `settings` the words key=value, which are for every run."""
+    words = sys.argv[1:] if argv is None else argv
+    p.epilog = "Words key=value are settings of all runs."
+    args = p.parse_args([w for w in words if "=" not in w])
+    args.settings = [w for w in words if "=" in w]
+    return args
+
+
+def start(*words: object) -> subprocess.Popen[bytes]:
+    """A command of the tool, in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "unpaired", *map(str, words)])
+
+
+def trained(run: Path, *words: object, minutes: float) -> int:
+    """Trains into `run`, goes on where it was stopped, does nothing where it is done; returns the step it is at.
+
+    A run that has had its minutes is stopped, saved, and counts as done. After Ctrl-C the same call goes on.
+    """
+    clock = run / "seconds.json"
+    spent = json.loads(clock.read_text()) if clock.exists() else 0.0
+    if status(run)["status"] != "done" and spent < 60 * minutes:
+        go_on = ["--resume", run] if (run / "config.yaml").exists() else [*words, "--out", run]
+        begun = time.monotonic()
+        process = start("train", *go_on)
+        try:
+            code = process.wait(60 * minutes - spent)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)  # it finishes the step and saves
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it has had the signal too
+            raise
+        finally:
+            if run.is_dir():
+                clock.write_text(json.dumps(spent + time.monotonic() - begun))
+        if code not in (0, *STOPPED):
+            raise SystemExit(code)
+    return int(status(run)["step"])
+
+
+def status(run: Path) -> Mapping[str, Any]:
+    """What a run folder says of itself."""
+    file = run / "status.json"
+    return json.loads(file.read_text()) if file.exists() else {"status": "none", "step": 0}
+
+
+def measured(run: Path, step: int, *words: object) -> Mapping[str, Any]:
+    """`metrics.json` of a run at `step`, by `unpaired evaluate` where it is not there yet."""
+    file = run / "metrics.json"
+    if not file.exists() or json.loads(file.read_text())["step"] != step:
+        if code := start("evaluate", run, *words).wait():
+            raise SystemExit(code)
+    return json.loads(file.read_text())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def figures_table(
+    rows: Mapping[str, Mapping[str, float]], wanted: Sequence[str], notes: Mapping[str, str]
+) -> str:
+    """A row for each run, a column for each figure of which the name begins with one of `wanted`; then its note."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = [name for w in wanted for name in names if name.partition(" (")[0] == w]
+    lines = [
+        [run, *(f"{row[c]:.3g}" if c in row else "" for c in columns), notes.get(run, "")]
+        for run, row in rows.items()
+    ]
+    return table(["run", *columns, "steps"], lines)

@@ -1,0 +1,119 @@
+"""MUNIT's Table 1 in small: what MUNIT, each of its reconstruction losses and its rivals are worth, under one protocol.
+
+    python benchmarks/table1.py                      # built-in scenes, outline to painted
+    python benchmarks/table1.py --emoji DIR          # and emoji: DIR/train/lineart, DIR/train/noto, DIR/test/...
+
+32 px, preset small, the same number of steps for all, at most ten minutes a run. Stop and start it at will: finished
+runs are not repeated. Writes runs/table1/<set>/<run> and runs/table1/table.md. More words are settings of all runs.
+Expected from the paper: deterministic methods vary under a tenth of MUNIT, MUNIT without image reconstruction is worst
+in quality, methods with pairs are best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from running import apart, figures_table, measured, trained
+
+OUT = Path("runs/table1")
+RUNS = {  # as in the paper's table, then what it does not have
+    "UNIT": ("unit",),
+    "CycleGAN": (
+        "cyclegan",
+        "method.lambda_idt=0",
+    ),  # which would hold outputs to the input's colours
+    "CycleGAN with noise": ("cyclegan", "method.lambda_idt=0", "method.noise=true"),
+    "MUNIT without image reconstruction": ("munit", "method.lambda_x=0"),
+    "MUNIT without content reconstruction": ("munit", "method.lambda_c=0"),
+    "MUNIT without style reconstruction": ("munit", "method.lambda_s=0"),
+    "MUNIT": ("munit",),
+    "Augmented CycleGAN": ("augmented_cyclegan",),
+    "pix2pix (pairs)": ("pix2pix",),
+    "BicycleGAN (pairs)": ("bicyclegan",),
+}
+COLUMNS = (
+    "KID",
+    "LPIPS diversity",
+    "pixel diversity",
+    "styles covered",
+    "content kept",
+    "paired error",
+)
+
+
+def emoji(root: Path) -> Path:
+    """The symbols that are there in both manners, so that all methods learn from the same files."""
+    target = OUT / "emoji-pairs"
+    for split in ("train", "test"):
+        line, colour = (
+            {p.name: p for p in sorted((root / split / d).glob("*.png"))}
+            for d in ("lineart", "noto")
+        )
+        if not line.keys() & colour.keys():
+            raise SystemExit(f"{root / split} has no lineart and noto images of equal names.")
+        for domain, files in (("lineart", line), ("noto", colour)):
+            folder = target / split / domain
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in line.keys() & colour.keys():
+                if not (folder / name).exists():
+                    shutil.copy(files[name], folder / name)
+    return target
+
+
+def row_of(figures: Mapping, direction: str, row: str = "model") -> dict[str, float]:
+    """All figures of one direction: by random styles where the method has them, else of its one output."""
+    found: dict[str, float] = {}
+    for part in figures.get("directions", ()):
+        if part["name"] == direction and part["way"] in ("latent", "output"):
+            found |= part["rows"].get(row, {})
+    return found | figures.get("scenes", {}).get(direction, {}).get(row, {})
+
+
+def compare(name: str, data: Sequence[object], direction: str, args: argparse.Namespace) -> str:
+    """Trains and measures all runs on one set; the table."""
+    rows: dict[str, dict[str, float]] = {}
+    notes = {}
+    for run, (method, *settings) in RUNS.items():
+        if args.only and run not in args.only:
+            continue
+        folder = OUT / name / run.replace(" ", "-")
+        words = [
+            "--method",
+            method,
+            "--preset",
+            "small",
+            *data,
+            *settings,
+            f"train.steps={args.steps}",
+        ]
+        step = trained(folder, *words, "data.size=32", *args.settings, minutes=args.minutes)
+        figures = measured(folder, step, *(["--paired"] if name == "emoji" else []))
+        rows[run], notes[run] = row_of(figures, direction), str(step)
+        real = row_of(figures, direction, "real images")
+    rows["real images"] = real
+    return f"## {name}: {direction}\n\n" + figures_table(rows, COLUMNS, notes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description="MUNIT's Table 1 in small.")
+    p.add_argument("--emoji", type=Path, metavar="DIR", help="also on emoji")
+    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--minutes", type=float, default=10, help="of a run, at most")
+    p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
+    args = apart(p, argv)
+    if unknown := set(args.only or ()) - RUNS.keys():
+        raise SystemExit(f"There is no run {unknown.pop()!r}: choose from {', '.join(RUNS)}.")
+    scenes = ["--data", "scenes", "data.domains=[outline, painted]"]
+    parts = [compare("scenes", scenes, "outline to painted", args)]
+    if args.emoji:
+        data = ["--data", emoji(args.emoji), "data.domains=[lineart, noto]", "data.flip=false"]
+        parts.append(compare("emoji", data, "lineart to noto", args))
+    (OUT / "table.md").write_text("\n".join(parts))
+    print("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The benchmarks that compare methods: two-step runs, gone on with where they were stopped, and their tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unpaired.cli import main
+from unpaired.train import Trainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import ablation_dsm  # noqa: E402
+import identifiability  # noqa: E402
+import running  # noqa: E402
+import table1  # noqa: E402
+
+
+def canned(run):
+    """What `unpaired evaluate` writes, as far as the tables read it; the numbers tell the run."""
+    at = len(run.name) / 100
+    row = {"KID (classifier)": at, "pixel diversity": at / 2}
+    rows = {"model": row, "real images": {"KID (classifier)": 0.001}}
+    return {
+        "step": running.status(run)["step"],
+        "directions": [
+            {"name": "outline to painted", "way": "latent", "rows": rows},
+            {"name": "outline to painted", "way": "output", "rows": rows},
+            {
+                "name": "painted to outline",
+                "way": "latent",
+                "rows": {"model": {"KID (classifier)": 9}},
+            },
+            {"name": "lineart to noto", "way": "latent", "rows": rows},
+        ],
+        "means": {"latent": {"model": row}, "reference": {"model": row}},
+        "styles": {"outline": {"style gap": 0.2}, "painted": {"style gap": 0.4, "MCC": 0.1}},
+        "scenes": {"outline to painted": {"model": {"content kept": 0.5}}},
+    }
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Commands run here, without processes; those that ran."""
+    seen = []
+
+    class Here:
+        def __init__(self, *words):
+            self.words = [*map(str, words)]
+
+        def wait(self, timeout=None):
+            seen.append(self.words)
+            if self.words[0] == "evaluate":
+                run = Path(self.words[1])
+                (run / "metrics.json").write_text(json.dumps(canned(run)))
+                return 0
+            return main(self.words)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "start", Here)
+    monkeypatch.setattr(Trainer, "sample", lambda self: None)
+    return seen
+
+
+SMALL = ["data.count=8", "data.batch=4", "train.sample_every=1000"]
+MUNIT = ["method.dim=4", "method.mlp_dim=8", "method.d_dim=4"]
+
+
+def cells(text, run):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {run} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_1_of_two_steps_is_made_once(commands, tmp_path, capsys):
+    words = ["--steps", "2", "--only", "CycleGAN with noise", "pix2pix (pairs)", *SMALL]
+    words += ["method.dim=4", "method.d_dim=4"]
+    table1.main(words)
+    trains = [w for w in commands if w[0] == "train"]
+    assert [w[w.index("--method") + 1] for w in trains] == ["cyclegan", "pix2pix"]
+    text = Path("runs/table1/table.md").read_text()
+    assert "| run | KID (classifier) | pixel diversity | content kept | steps |" in text
+    assert cells(text, "CycleGAN with noise") == [
+        "CycleGAN with noise",
+        "0.19",
+        "0.095",
+        "0.5",
+        "2",
+    ]
+    assert cells(text, "pix2pix (pairs)")[-2:] == ["0.5", "2"]
+    assert cells(text, "real images")[1] == "0.001"
+    done = len(commands)
+    table1.main(words)
+    assert len(commands) == done and Path("runs/table1/table.md").read_text() == text
+    Path(
+        "runs/table1/scenes/pix2pix-(pairs)/metrics.json"
+    ).unlink()  # stopped before it was measured
+    table1.main(words)
+    assert [w[0] for w in commands[done:]] == ["evaluate"]
+
+
+def test_table_1_on_emoji_takes_symbols_that_are_in_both(commands, tmp_path):
+    root = tmp_path / "emoji ä"
+    for split in ("train", "test"):
+        for domain, names in (("lineart", "abcd"), ("noto", "bcde"), ("other", "ab")):
+            (root / split / domain).mkdir(parents=True)
+            for name in names:
+                pixels = np.full((32, 32, 3), ord(name), np.uint8)
+                Image.fromarray(pixels).save(root / split / domain / f"{name}.png")
+    words = ["--steps", "1", "--emoji", str(root), "--only", "MUNIT", *SMALL, *MUNIT]
+    table1.main(words)
+    pairs = Path("runs/table1/emoji-pairs/train")
+    assert {d.name: sorted(p.name for p in d.iterdir()) for d in pairs.iterdir()} == {
+        domain: ["b.png", "c.png", "d.png"] for domain in ("lineart", "noto")
+    }
+    assert "## emoji: lineart to noto" in Path("runs/table1/table.md").read_text()
+    assert commands[-1][-1] == "--paired"
+
+
+def test_a_run_that_has_had_its_minutes_counts_as_done(tmp_path, monkeypatch):
+    run, sent = tmp_path / "run", []
+
+    class Slow:
+        def __init__(self, *words):
+            run.mkdir(exist_ok=True)
+            (run / "status.json").write_text(json.dumps({"status": "running", "step": 3}))
+
+        def wait(self, timeout=None):
+            if timeout is not None:
+                raise running.subprocess.TimeoutExpired("train", timeout)
+            return 143
+
+        def send_signal(self, number):
+            sent.append(number)
+            (run / "status.json").write_text(json.dumps({"status": "preempted", "step": 7}))
+
+    monkeypatch.setattr(running, "start", Slow)
+    ticks = iter((100.0, 161.0))
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(ticks))
+    assert running.trained(run, minutes=1) == 7 and sent == [15]
+    assert running.trained(run, minutes=1) == 7 and sent == [15]  # not once more
+
+
+def test_a_run_that_fails_stops_the_benchmark(tmp_path, monkeypatch, commands):
+    with pytest.raises(SystemExit) as stop:
+        running.trained(tmp_path / "run", "--method", "munitt", minutes=1)
+    assert stop.value.code == 2
+
+
+def test_ablation_of_dsm_in_two_steps(commands, monkeypatch):
+    words = ["--steps", "2", "--only", "DSM without flow", "StarGAN v2"]
+    words += [*SMALL, "method.width=512", "method.max_dim=16", "method.mlp_dim=8"]
+    monkeypatch.setattr(ablation_dsm, "SCENES", "outline, painted, neon")
+    ablation_dsm.main(words)
+    text = Path("runs/ablation_dsm/table.md").read_text()
+    assert text.count("| DSM without flow |") == text.count("| StarGAN v2 |") == 3
+    assert (
+        "| run | style gap | steps |" in text and "| 0.3 | 2 |" in text
+    )  # the mean of 0.2 and 0.4
+    assert "content kept" in text and "by styles of references" in text
+    config = Path("runs/ablation_dsm/scenes/DSM-without-flow/config.yaml").read_text()
+    assert "flow: false" in config
+    done = len(commands)
+    ablation_dsm.main(words)
+    assert len(commands) == done
+
+
+def test_every_ablation_is_a_config():
+    from unpaired.config import load
+
+    for method, *settings in (*ablation_dsm.RUNS.values(), *table1.RUNS.values()):
+        load(None, settings, method={"name": method}, preset="small")
+
+
+def test_unknown_runs_are_named():
+    for benchmark in (table1, ablation_dsm):
+        with pytest.raises(SystemExit, match="no run 'MUNITT'"):
+            benchmark.main(["--only", "MUNITT"])
+
+
+# Identifiability -----------------------------------------------------------------------------------------------------
+
+
+def test_mixing_is_inverted():
+    for n in (2, 3):
+        mixing, s = identifiability.Mixing(n, 0), torch.randn(50, n)
+        torch.testing.assert_close(mixing.inverse(mixing(s)), s, rtol=1e-4, atol=1e-4)
+        slopes = torch.autograd.functional.jacobian(mixing, s[0])
+        assert (slopes.abs() > 1e-3).all()  # it mixes
+
+
+def test_correlation_is_taken_within_domains():
+    rng = np.random.default_rng(0)
+    domain = np.repeat(np.arange(4), 500)
+    means = 10 * rng.standard_normal((4, 2))
+    s = means[domain] + rng.standard_normal((2000, 2))
+    assert identifiability.within(s, means[domain] + rng.standard_normal((2000, 2)), domain) < 0.1
+    swapped = np.stack([np.exp(s[:, 1] - means[domain][:, 1]), -s[:, 0]], 1)
+    assert identifiability.within(s, swapped, domain) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_generator_that_is_the_mixing_scores_one():
+    mixing = identifiability.Mixing(2, 0)
+    mean, deviation = torch.randn(3, 2), torch.rand(3, 2) + 0.3
+
+    class True_(torch.nn.Module):
+        def forward(self, z, u):
+            return (mean[u] + deviation[u] * z).flip(1)  # the order is free
+
+    figures = identifiability.vector_figures(
+        True_(), lambda s: mixing(s.flip(1)), mixing, mean, deviation
+    )
+    assert figures["MCC"] > 0.999 and figures["gap"] < 1.5
+
+
+def test_vectors_are_a_table_and_a_figure_made_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["vectors", "--steps", "2", "--seeds", "2", "--K", "2", "3"]
+    identifiability.main(words)
+    out = Path("runs/identifiability")
+    assert len(list(out.glob("vectors-flow-*.json"))) == 8
+    text, drawn = (out / "vectors.md").read_text(), (out / "vectors.svg").read_text()
+    assert "| flow | 3 | 2 | below 7 |" in text and drawn.count("<circle") == 8
+    monkeypatch.setattr(identifiability, "vectors", None)  # not run again
+    identifiability.main(words)
+    assert (out / "vectors.md").read_text() == text
+
+
+def test_scenes_in_two_steps(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(identifiability, "IMAGES", 6)
+    monkeypatch.setattr(identifiability, "HELD_OUT", 5)
+    monkeypatch.setattr(identifiability, "SCENE_DOMAINS", {2: (3,)})
+    reader = identifiability.Reader(2).eval()
+    monkeypatch.setattr(identifiability, "trained_reader", lambda n: reader)
+    small = ["data.batch=4", "method.width=512", "method.max_dim=16", "method.mlp_dim=8"]
+    words = ["scenes", "--steps", "2", "--seeds", "1", *small]
+    identifiability.main(words)
+    text = Path("runs/identifiability/scenes.md").read_text()
+    assert "| dsm | 2 | 3 | below 5 |" in text and "| stargan_v2 | 2 | 3 | below 5 |" in text
+    assert "MCC of drawn styles" in text
+    figures = json.loads(next(Path("runs/identifiability").glob("scenes-dsm*.json")).read_text())
+    assert figures["step"] == 2 and 0 <= figures["MCC"] <= 1
+    assert [w[0] for w in commands] == ["train", "train"]
+    identifiability.main(words)
+    assert len(commands) == 2
