@@ -149,9 +149,10 @@ def test_training_goes_on_from_a_checkpoint_with_its_discriminators(name, tmp_pa
             assert torch.equal(started.ema[net].state_dict()[k], v), f"ema.{net}.{k}"
 
 
-def test_a_published_generator_alone_translates_one_way(tmp_path, capsys):
+@pytest.mark.parametrize("file", ["horse2zebra.pth", "latest_net_G.pth"])
+def test_a_published_generator_alone_translates_one_way(file, tmp_path):
     method, out = write_files("cyclegan", tmp_path), tmp_path / "model.safetensors"
-    alone = tmp_path / "horse2zebra.pth"
+    alone = tmp_path / file
     (tmp_path / "latest_net_G_A.pth").rename(alone)
     assert main(["weights", "import", "cyclegan", str(alone), str(out), "--size", "32"]) == 0
     t = Translator.load(out)
@@ -233,7 +234,8 @@ def test_stargan_v2_with_the_skip_for_faces_is_refused(tmp_path, capsys):
         ("cyclegan", ["a.pth", "b.pth"], 65, ["a.pth", "CycleGAN's generator"]),
         ("cyclegan", ["none.pth"], 2, ["none.pth"]),
         ("cyclegan", ["."], 0, []),
-        ("pix2pix", ["latest_net_G_A.pth"], 2, ["latest_net_G_A.pth", "latest_net_G.pth"]),
+        ("pix2pix", ["latest_net_G_A.pth"], 65, ["latest_net_G_A.pth", "U-Net"]),
+        ("cyclegan", ["."] + ["a.pth"], 2, ["a.pth", "one file too many"]),
         ("pix2pix", ["a.pth"], 65, ["a.pth", "U-Net"]),
         ("pix2pix", ["list.pth"], 65, ["list.pth"]),
         ("bicyclegan", ["a.pth"], 65, ["a.pth", "BicycleGAN's generator"]),

@@ -464,7 +464,7 @@ def only(files: Sequence[Path], method: str, name: str) -> Path:
 def networks(
     files: Sequence[Path], known: Mapping[str, tuple[str, str]], *needed: str
 ) -> dict[str, dict[str, Tensor]]:
-    """The networks of latest_net_<part>.pth by part; a file of another name is the next part that is missing.
+    """The networks of latest_net_<part>.pth by part; a file of another name is the next part that is free.
 
     `known`: what each part is, and a parameter that tells it.
     """
@@ -475,13 +475,13 @@ def networks(
     ]
     parts: dict[str, dict[str, Tensor]] = {}
     for path in listed:
-        _, net, part = path.stem.rpartition("net_")
-        part = part if net else next((k for k in known if k not in parts), "")
-        if part not in known or part in parts:
-            names = ", ".join(f"latest_net_{k}.pth" for k in known)
-            raise ConfigProblem(
-                f"{path} is one file too many or of no part that is known ({names}): leave it out."
-            )
+        free = [part for part in known if part not in parts]
+        said = path.stem.rpartition("net_")[2]
+        named = [part for part in free if part == said or part.startswith(f"{said}_")]  # G: G_A
+        if not free:
+            names = ", ".join(f"latest_net_{part}.pth" for part in known)
+            raise ConfigProblem(f"{path} is one file too many: there are only {names}.")
+        part = (named or free)[0]
         what, tell = known[part]
         held = plain(path, read_pickle(path))
         if tell not in held:
