@@ -143,11 +143,12 @@ def test_to_all_domains(run, tmp_path):
 def test_the_sample_matrix_has_sources_in_rows_and_references_in_columns(run, monkeypatch):
     t, drawn = Translator.load(run), []
     sheet = translator.sheet
-    monkeypatch.setattr(
-        translator,
-        "sheet",
-        lambda rows, title: drawn.append((title, rows)) or sheet(rows, title=title),
-    )
+
+    def kept(rows, columns, title):
+        drawn.append((title, rows))
+        return sheet(rows, columns, title)
+
+    monkeypatch.setattr(translator, "sheet", kept)
     dataset = open_dataset(t.run.data, "domains")
     translator.sample_sheets(t.method, dataset, t.run, rows=3, styles=4)
     title, (top, *lines) = next(d for d in drawn if "to neon" in d[0] and "top row" in d[0])

@@ -208,12 +208,25 @@ def test_a_sweep_from_the_command_line(dsm, photo, tmp_path, capsys):
     capsys.readouterr()
     for extra, said in [
         (["--component", "4"], "4 components, 0 to 3"),
-        (["--component", "-1"], "0 to 3"),
         (["--sweep", "0", "1"], "--component"),
         (["--component", "1", "--steps", "1"], "--steps"),
     ]:
         assert main([*words, *extra]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_strip_for_every_component(dsm, photo, tmp_path, capsys):
+    words = ["translate", str(dsm), str(photo), "--to", "neon", "--out", str(tmp_path / "out")]
+    assert main([*words, "--component", "all", "--steps", "2"]) == 0
+    t = Translator.load(dsm)
+    for k in range(4):
+        files = sorted((tmp_path / "out").glob(f"ein*-neon-component-{k}-*.png"))
+        assert pixels(Image.open(f) for f in files) == pixels(t.sweep(photo, "neon", k, -2, 2, 2))
+    with Image.open(tmp_path / "out" / "sheet-neon.png") as page:
+        assert page.height > 4 * 96
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--component", "-1"])
+    assert stop.value.code == 2 and "counted from 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cyclegan", "tunit"])

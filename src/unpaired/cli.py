@@ -256,9 +256,9 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument(
         "--component",
-        type=int,
+        type=component,
         metavar="K",
-        help="move this component of the style, counted from 0",
+        help="move this component of the style, counted from 0; or all, one after the other",
     )
     c.add_argument(
         "--sweep",
@@ -347,6 +347,14 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--size", type=int, help="its training size (default: 256, or as the file says)")
     return p
+
+
+def component(word: str) -> int:
+    """A component's number, or -1 for all."""
+    number = -1 if word == "all" else int(word)
+    if number < 0 and word != "all":
+        raise argparse.ArgumentTypeError(f"{word} is no component: they are counted from 0")
+    return number
 
 
 def command(

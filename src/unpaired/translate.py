@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,11 +12,13 @@ from PIL import Image
 from unpaired.data.folders import scan
 from unpaired.data.intake import BadImage, escape, write_png
 from unpaired.errors import ConfigProblem, DataProblem
-from unpaired.pictures import enlarged, sheet
+from unpaired.pictures import enlarged, sheet, stack
 from unpaired.progress import say
 from unpaired.translator import Style, Translator, linspace, safe
 
 SHEET_ROWS = 24
+ALL = -1  # `--component all`
+Rows = list[list[Image.Image | None]]
 
 
 def translate_files(args: argparse.Namespace) -> int:
@@ -29,17 +31,18 @@ def translate_files(args: argparse.Namespace) -> int:
     out = args.out or (args.run if args.run.is_dir() else args.run.parent) / "translations"
     everywhere = args.to == "all" and "all" not in translator.domains
     targets = [d for d in translator.domains if d != args.source] if everywhere else [args.to]
-    rows: dict[str, list[list[Image.Image | None]]] = {to: [] for to in targets}
+    sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
     done = bad = 0
     for path, name in inputs(args.images):
         try:
             source = translator.shown(path, args.size)
-            for to in targets:
-                outputs = one(translator, path, to, args)
+            for (to, k), rows in sheets.items():
+                outputs = one(translator, path, to, k, args)
+                which = f"-component-{k}" if args.component == ALL else ""
                 for i, image in enumerate(outputs):
-                    write(out / f"{name}-{safe(to)}-{i:02d}.png", image)
-                if len(rows[to]) < SHEET_ROWS:
-                    rows[to].append([enlarged(source), *(enlarged(image) for image in outputs)])
+                    write(out / f"{name}-{safe(to)}{which}-{i:02d}.png", image)
+                if len(rows) < SHEET_ROWS:
+                    rows.append([enlarged(source), *(enlarged(image) for image in outputs)])
         except BadImage as error:
             say(f"Skipped: {error}")
             bad += 1
@@ -47,15 +50,35 @@ def translate_files(args: argparse.Namespace) -> int:
         done += 1
     if not done:
         raise DataProblem(f"No image of {escape(args.images)} can be read: see the lines above.")
-    swept = args.component is not None
-    captions = ["", *(f"{v:.2g}" for v in linspace(*ends(args), args.steps))] if swept else ()
     for to in targets:
-        title = f"to {to}" + (f"   component {args.component}" if swept else "")
-        write(out / f"sheet-{safe(to)}.png", sheet(rows[to], captions, title))
+        pages = [
+            sheet(rows, captions(args), f"to {to}" + ("" if k is None else f"   component {k}"))
+            for (of, k), rows in sheets.items()
+            if of == to
+        ]
+        write(out / f"sheet-{safe(to)}.png", stack(pages) if len(pages) > 1 else pages[0])
         say(
-            f"{done} images to {to}, {len(outputs)} each; all on one sheet: {out / f'sheet-{safe(to)}.png'}"
+            f"{done} images to {to}, {len(pages) * len(outputs)} each; all on one sheet: "
+            f"{out / f'sheet-{safe(to)}.png'}"
         )
     return DataProblem.exit_code if bad and args.strict else 0
+
+
+def components(
+    translator: Translator, to: str, args: argparse.Namespace
+) -> Sequence[int] | Sequence[None]:
+    """The components that are swept, one after the other; [None] for no sweep."""
+    if args.component != ALL:
+        return [args.component]
+    source, target = translator.direction(to, args.source)
+    return range(translator.components(target, source))
+
+
+def captions(args: argparse.Namespace) -> Sequence[str]:
+    """The values of a sweep, above the columns of a sheet."""
+    if args.component is None:
+        return ()
+    return ["", *(f"{value:.2g}" for value in linspace(*ends(args), args.steps))]
 
 
 def ends(args: argparse.Namespace) -> tuple[float, float]:
@@ -82,12 +105,14 @@ def inputs(path: Path) -> Iterator[tuple[Path, str]]:
         yield file, name
 
 
-def one(translator: Translator, path: Path, to: str, args: argparse.Namespace) -> list[Image.Image]:
+def one(
+    translator: Translator, path: Path, to: str, component: int | None, args: argparse.Namespace
+) -> list[Image.Image]:
     if args.interpolate:
         a, b = (style(word) for word in args.interpolate)
         return translator.interpolate(path, a, b, to, args.steps, args.source, args.size)
-    if args.component is not None:
-        at = (args.component, *ends(args), args.steps)
+    if component is not None:
+        at = (component, *ends(args), args.steps)
         return translator.sweep(path, to, *at, args.seed, args.style_from, args.source, args.size)
     return translator.translate(
         path, to, args.styles, args.seed, args.style_from, args.source, args.size

@@ -143,14 +143,20 @@ class Translator:
         of `to`; the style is that of `seed`, or of the image `style_from`.
         """
         source_index, target = self.direction(to, source)
-        if "latent" not in self.method.styles(source_index, target):
+        self.components(target, source_index)
+        style = self.style(seed if style_from is None else style_from, target, source_index)
+        codes = self.swept(style, component, linspace(low, high, steps), target)
+        return self.render(self.prepare(image, size), source_index, target, codes)
+
+    @torch.inference_mode()
+    def components(self, target: int, source: int) -> int:
+        """How many components a style has. Refuses a method without random styles."""
+        if "latent" not in self.method.styles(source, target):
             raise ConfigProblem(
                 f"{self.run.method.name} has no random styles, by which a component is measured: sweep a model of "
                 "dsm, munit or another method that has."
             )
-        style = self.style(seed if style_from is None else style_from, target, source_index)
-        codes = self.swept(style, component, linspace(low, high, steps), target)
-        return self.render(self.prepare(image, size), source_index, target, codes)
+        return random_styles(self.method, 1, target, 0).shape[1]
 
     @torch.inference_mode()
     def swept(self, style: Tensor, component: int, values: Sequence[float], target: int) -> Tensor:

@@ -175,6 +175,7 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         self.pictures, self.layout, self.batch, self.size = pictures, layout, batch, size
         self.steps, self.seed, self.flip, self.channels = steps, seed, flip, channels
         self.make = getattr(self, layout)
+        self.matched: set[int] = set()  # pairs that can be cut alike
 
     def __len__(self) -> int:
         return self.steps
@@ -206,8 +207,11 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
 
     def alike(self, index: int) -> bool:
         """Whether the images of a pair have the same proportions, within 2%; it is told once where they do not."""
+        if index in self.matched:
+            return True
         a, b = (p.read(index).shape for p in self.pictures)
         if all(abs(i - j) <= max(1, 0.02 * i) for i, j in zip(a, b, strict=True)):
+            self.matched.add(index)
             return True
         first, second = self.pictures
         other = escape(Path(second.name(index)))
