@@ -1,20 +1,27 @@
 """Faults that a run must survive; the ids are those of docs/reliability.md. W: the digest of the whole state."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 
 import pytest
 import tiny
 import torch
+from PIL import Image
 from test_train import weights
 
-from unpaired import train
+from unpaired import checkpoint, cli, train, translator
 from unpaired.checkpoint import RunFolder
+from unpaired.data import batches, intake
 from unpaired.errors import OutOfMemory, StorageProblem
 
 STEPS = 12
+SOURCE = os.path.abspath(os.path.join(os.path.dirname(train.__file__), ".."))
 
 
 def config(*overrides):
@@ -34,17 +41,20 @@ def fit(path, *overrides, **kw):
     train.fit(config(*overrides), RunFolder(path), say=lambda line: None, **kw)
 
 
-def start(path, *overrides):
-    """The run, or what is left of it, in a process of its own."""
+def start(path, *overrides, prepare=lambda: None):
+    """The run, or what is left of it, in a process of its own that has done `prepare`."""
     pid = os.fork()
     if pid:
         return pid
     code = 99
     try:
+        prepare()
         fit(path, *overrides, resume=bool(RunFolder(path).steps()))
         code = 0
     except SystemExit as stop:
         code = stop.code
+    except StorageProblem as problem:
+        code = problem.exit_code
     finally:
         os._exit(code)
 
@@ -96,6 +106,78 @@ def test_T04_T05_T06_asked_to_stop(tmp_path, reference, number, code):
     assert weights(tmp_path) == digest
 
 
+MOMENTS = {  # where a signal may find a run: a function, and how often it is called about midway
+    "a move": (train, "gradient_norm", 12),
+    "a save": (checkpoint, "_write", 12),
+    "a sheet": (translator, "random_styles", 4),
+    "the page": (train.page, "document", 3),
+}
+
+
+def signalled(moment, nth, numbers, pause=0.0):
+    """In the process that calls it: the `nth` call of the moment's function sends the signals to its own process."""
+    module, name, _ = MOMENTS[moment]
+    function, calls = getattr(module, name), []
+
+    def signalling(*args, **kw):
+        calls.append(None)
+        if len(calls) == nth:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                time.sleep(pause)
+        return function(*args, **kw)
+
+    setattr(module, name, signalling)
+
+
+def asked_at(path, moment, nth, numbers, code):
+    """The run is stopped at that moment and leaves with `code`, or had finished; resumed, it ends."""
+    pid = start(path, "train.sample_every=3", prepare=lambda: signalled(moment, nth, numbers))
+    ended = wait(pid)
+    assert ended in (code, 0), (moment, nth, ended)
+    if ended:
+        status = RunFolder(path).read_status()
+        assert status["status"] == "preempted" and status["exit_code"] == code
+        assert wait(start(path, "train.sample_every=3")) == 0
+    assert not list(path.rglob("*.tmp*"))
+    return bool(ended)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_T04_asked_to_stop_in_the_middle_of(moment, tmp_path, reference):
+    assert asked_at(tmp_path, moment, MOMENTS[moment][2], [signal.SIGTERM, signal.SIGTERM], 143)
+    assert weights(tmp_path) == reference[0]
+    steps = [r["step"] for r in RunFolder(tmp_path).read_log()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number, code, times", [(signal.SIGTERM, 143, 50), (signal.SIGINT, 130, 20)]
+)
+def test_T04_T05_asked_to_stop_at_random(tmp_path, reference, number, code, times):
+    rng = random.Random(number)
+    stopped = 0
+    for i in range(times):
+        moment = rng.choice(list(MOMENTS))
+        nth = rng.randint(1, 2 * MOMENTS[moment][2])
+        path = tmp_path / str(i)
+        stopped += asked_at(path, moment, nth, [number] * rng.choice((1, 1, 2)), code)
+        assert weights(path) == reference[0], (i, moment, nth)
+    assert stopped > 0.7 * times
+
+
+def test_T05_ctrl_c_twice_stops_at_once(tmp_path, reference):
+    both = [signal.SIGINT, signal.SIGINT]
+    pid = start(tmp_path, prepare=lambda: signalled("a save", 12, both, pause=0.05))
+    assert wait(pid) == 130
+    saved = RunFolder(tmp_path).newest()[0]
+    status = RunFolder(tmp_path).read_status()
+    assert status["status"] == "preempted" and status["step"] > saved  # it did not wait to save
+    assert wait(start(tmp_path)) == 0
+    assert weights(tmp_path) == reference[0] and not list(tmp_path.rglob("*.tmp*"))
+
+
 def test_T06_frozen_for_a_while(tmp_path, reference):
     pid = start(tmp_path)
     time.sleep(reference[1] / 3)
@@ -128,6 +210,35 @@ def test_T07_a_full_disk_stops_saving_and_then_the_run(tmp_path, monkeypatch):
         train.fit(config(), RunFolder(tmp_path / "b"), say=said.append)
     assert problem.value.exit_code == 74
     assert RunFolder(tmp_path / "b").newest()[0] == 0  # what was there stays
+
+
+def test_T07_a_fault_is_told_although_its_status_cannot_be_written(tmp_path, monkeypatch):
+    def full(self, status, *args):
+        if status != "running":
+            raise StorageProblem("no space left")
+        write(self, status, *args)
+
+    def short(*args):
+        raise MemoryError
+
+    write = RunFolder.write_status
+    monkeypatch.setattr(RunFolder, "write_status", full)
+    said = []
+    monkeypatch.setattr(train.Trainer, "play", short)
+    with pytest.raises(OutOfMemory):
+        train.fit(config(), RunFolder(tmp_path), say=said.append)
+    assert any("status was not written" in line for line in said)
+
+
+def test_T08_sheets_that_cannot_be_written_do_not_stop_a_run(tmp_path, reference, monkeypatch):
+    def full(self, *args, **kw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    said = []
+    train.fit(config("train.sample_every=6"), RunFolder(tmp_path), say=said.append)
+    assert sum("samples of step" in line for line in said) == 3
+    assert weights(tmp_path) == reference[0]
 
 
 def test_T09_T10_a_broken_checkpoint_is_stepped_over(tmp_path, reference):
@@ -182,6 +293,197 @@ def test_T30_a_reading_process_is_killed(tmp_path, reference, monkeypatch):
     train.fit(config("data.workers=1"), RunFolder(tmp_path), say=said.append)
     assert killed and any("was lost" in line for line in said)
     assert weights(tmp_path) == reference[0]
+
+
+# T-15: what blocks. Reading a pipe that nobody writes to holds a thread or a process like a network disk that is gone.
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i in range(12):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (20 * i, 90, 200 - 15 * i)).save(path)
+    os.mkfifo(tmp_path / "stuck")
+    return tmp_path / "photos"
+
+
+def of_photos(photos, *overrides):
+    return config(f"data.root={photos}", "data.domains=null", "train.log_every=6", *overrides)
+
+
+def hang(path):
+    with open(path, "rb") as pipe:
+        pipe.read()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_T15_an_image_that_blocks_is_named_and_stood_in_for(
+    photos, tmp_path, monkeypatch, capfd, workers
+):
+    read = intake._bytes_of
+
+    def blocked(path, most):
+        if str(path).endswith("4.png") and (tmp_path / "run" / "status.json").exists():
+            hang(tmp_path / "stuck")  # only once the run is under way
+        return read(path, most)
+
+    monkeypatch.setattr(intake, "_bytes_of", blocked)
+    monkeypatch.setattr(intake, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(batches, "CACHE_BYTES", 0)  # each image is read each time
+    begun = time.monotonic()
+    train.fit(of_photos(photos, f"data.workers={workers}"), RunFolder(tmp_path / "run"))
+    assert time.monotonic() - begun < 30
+    (bad,) = (tmp_path / "run" / "bad_files.jsonl").read_text().splitlines()
+    assert json.loads(bad)["path"] == str(photos / "a" / "4.png")
+    assert "4.png: the file cannot be read (its storage did not" in capfd.readouterr().out
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "done"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_T15_a_reader_that_hangs_is_replaced(tmp_path, reference, monkeypatch, frozen):
+    os.mkfifo(tmp_path / "stuck")
+    get = batches.Batches.__getitem__
+
+    def hanging(self, step):
+        if step == 5 and not (tmp_path / "pid").exists():
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            if frozen:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            hang(tmp_path / "stuck")
+        return get(self, step)
+
+    monkeypatch.setattr(batches.Batches, "__getitem__", hanging)
+    monkeypatch.setattr(batches, "READER_SECONDS", 1)
+    said, begun = [], time.monotonic()
+    train.fit(config("data.workers=1"), RunFolder(tmp_path / "run"), say=said.append)
+    assert time.monotonic() - begun < 1 + 5 + 3 * reference[1]
+    assert sum("timed out after 1 seconds" in line for line in said) == 1
+    assert weights(tmp_path / "run") == reference[0]
+    assert gone([int((tmp_path / "pid").read_text())], 5)
+
+
+def test_T15_readers_that_always_hang_end_the_run(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "stuck")
+    get = batches.Batches.__getitem__
+    monkeypatch.setattr(
+        batches.Batches,
+        "__getitem__",
+        lambda self, step: get(self, step) if step < 3 else hang(tmp_path / "stuck"),
+    )
+    monkeypatch.setattr(batches, "READER_SECONDS", 0.5)
+    with pytest.raises(StorageProblem, match="lost 4 times at step 3.*data.workers=0") as problem:
+        fit(tmp_path / "run", "data.workers=1")
+    assert problem.value.exit_code == 74
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "failed"
+
+
+def test_a_problem_in_a_reader_arrives_as_one_sentence(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "CACHE_BYTES", 0)
+    play = train.Trainer.play
+
+    def emptied(self, *args):
+        for path in (photos / "a").iterdir():
+            path.unlink()
+        return play(self, *args)
+
+    monkeypatch.setattr(train.Trainer, "play", emptied)
+    with pytest.raises(train.DataProblem) as problem:
+        train.fit(of_photos(photos, "data.workers=1"), RunFolder(tmp_path / "run"), say=str)
+    assert "\n" not in str(problem.value) and "unpaired data check" in str(problem.value)
+
+
+# T-31, T-32, T-36: the surroundings.
+
+
+def test_T31_few_open_files_are_enough_and_too_few_is_one_sentence(tmp_path, reference):
+    resource = pytest.importorskip("resource")
+    used = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 10
+
+    def few(more):
+        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, used + more))
+
+    assert wait(start(tmp_path / "a", "data.workers=2", prepare=few(24))) == 0
+    assert weights(tmp_path / "a") == reference[0]
+    assert wait(start(tmp_path / "b", "data.workers=2", prepare=few(8))) == 74
+
+
+def gone(pids, seconds):
+    """Whether none of the processes runs within `seconds`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        alive = []
+        for pid in pids:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{pid}/stat") as file:
+                    alive += [pid] if file.read().rpartition(")")[2].split()[0] not in "ZX" else []
+        if not alive:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="reads /proc")
+@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_T32_no_reader_outlives_its_trainer(tmp_path, monkeypatch, times):
+    get = batches.Batches.__getitem__
+
+    def noted(self, step):
+        (tmp_path / f"pid-{os.getpid()}").touch()
+        return get(self, step)
+
+    monkeypatch.setattr(batches.Batches, "__getitem__", noted)
+    for i in range(times):
+        for left in tmp_path.glob("pid-*"):
+            left.unlink()
+        pid = start(tmp_path / str(i), "data.workers=2", "train.steps=1000")
+        while len(readers := list(tmp_path.glob("pid-*"))) < 2:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert wait(pid) == -signal.SIGKILL
+        assert gone([int(path.name[4:]) for path in readers], 15)
+
+
+@pytest.mark.parametrize("name", ["with spaces", "ünïcödé 猫", "new\nline", "-dash", "key=value"])
+def test_T36_odd_names_of_a_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(config("train.steps=2").to_yaml())
+    out = f"./{name}" if name.startswith("-") else name
+    assert cli.main(["train", "c.yaml", "--out", out]) == 0
+    assert cli.main(["train", "--resume", out, "train.steps=3"]) == 0
+    assert RunFolder(tmp_path / name).newest()[0] == 3
+
+
+def test_T36_odd_surroundings(tmp_path, reference):
+    """The C locale, no home, no terminal, closed standard streams, optimised; a folder that was deleted."""
+    config_file, run = tmp_path / "ä.yaml", tmp_path / "rün"
+    config_file.write_text(config().to_yaml(), encoding="utf-8")
+    arguments = [sys.executable, "train", str(config_file), "--out", str(run)]
+    env = {"LC_ALL": "C", "LANG": "C", "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": SOURCE, "PYTHONHASHSEED": "3"}
+    command = 'exec "$0" -O -m unpaired "$@" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command, *arguments], env=env, timeout=300).returncode == 0
+    assert weights(run) == reference[0]
+    (tmp_path / "gone").mkdir()
+    command = f"cd '{tmp_path}/gone' && rmdir ../gone && exec \"$0\" -m unpaired \"$@\""
+    done = subprocess.run(["sh", "-c", command, *arguments], env=env, capture_output=True)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"deleted" in done.stderr
+
+
+def test_T36_a_reader_of_the_output_that_leaves(tmp_path):
+    """unpaired train ... | head -1"""
+    (tmp_path / "c.yaml").write_text(config().to_yaml())
+    command = '"$0" -m unpaired train c.yaml --out run | head -1; exit ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": SOURCE},
+        capture_output=True,
+        timeout=300,
+    )
+    assert b"Traceback" not in done.stderr and done.stderr.count(b"\n") <= 1, done.stderr.decode()
+    assert done.returncode == 0
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "done"
 
 
 def test_T33_a_torn_log_line(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -375,6 +376,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.settings += rest  # settings may stand anywhere in the line
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("unpaired: the folder you are in was deleted: go to another.", file=sys.stderr)
+        return 2
     try:
         return args.function(args) or 0
     except Problem as problem:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 
 
 def say(line: str) -> None:
-    """A line for the user, seen at once also in a pipe."""
-    print(line, flush=True)
+    """A line for the user, seen at once also in a pipe; when nobody reads any more, work goes on unseen."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Progress:
@@ -19,7 +27,7 @@ class Progress:
         self, start: int, total: int, batch: int, say: Callable[[str], None], every: float = 15
     ) -> None:
         self.start, self.total, self.batch, self.say = start, total, batch, say
-        self.every = 0.0 if sys.stderr.isatty() else every
+        self.every = 0.0 if on_terminal() else every
         self.begun = time.monotonic()
         self.shown = self.begun - every
 
@@ -38,13 +46,13 @@ class Progress:
             f"step {step}/{self.total}  {100 * step // self.total}%  {self.rate(step):.1f} images/s  "
             f"{duration(left)} left  {parts}"
         )
-        if sys.stderr.isatty():
+        if on_terminal():
             print(f"\r\x1b[2K{line[:200]}", end="", file=sys.stderr, flush=True)
         else:
             self.say(line)
 
     def done(self) -> None:
-        if sys.stderr.isatty():
+        if on_terminal():
             print(file=sys.stderr)
         self.say(
             f"Trained {self.total - self.start} steps in {duration(time.monotonic() - self.begun)}."

@@ -161,36 +161,44 @@ def fit(
                 "begin anew by --fresh, which sets it aside."
             )
         trainer = Trainer(run, folder, resume, init, say, allow_dataset_change)
-        lost = 0
+        lost, reached = 0, -1
         try:
             while True:
                 try:
                     trainer.train(asked)
                     return
-                except RuntimeError as error:
-                    lost += 1
-                    if not str(error).startswith("DataLoader") or lost > MAX_LOST_READERS:
+                except RuntimeError as error:  # raised anywhere, when torch hears that one died
+                    if not str(error).startswith("DataLoader"):
                         raise
-                    say(f"A reading process was lost ({error}): going on from the last checkpoint.")
+                    reason = str(error).split(". ")[0].rstrip(". ")
+                    lost = lost + 1 if trainer.step <= reached else 1
+                    reached = max(reached, trainer.step)
+                    if lost > MAX_LOST_READERS:
+                        raise StorageProblem(
+                            f"Reading processes were lost {lost} times at step {trainer.step} ({reason}): look after the "
+                            f"disk of {run.data.root}, free memory and /dev/shm, or set data.workers=0."
+                        ) from None
+                    say(f"A reading process was lost ({reason}): going on from the last checkpoint.")
                     trainer.restore()
         except Stopped as stop:
             raise SystemExit(stop.code) from None
+        except SystemExit as stop:  # the second Ctrl-C
+            trainer.status("preempted", "stopped at once, without saving", 130)
+            raise stop
         except Problem as problem:
-            folder.write_status(
-                "diverged" if isinstance(problem, Diverged) else "failed",
-                trainer.step,
-                str(problem),
-            )
+            kind = "diverged" if isinstance(problem, Diverged) else "failed"
+            trainer.status(kind, str(problem), problem.exit_code)
             raise
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
+                trainer.status("failed", repr(error))
                 raise
             h, w = run.data.hw
             no_memory = OutOfMemory(
                 f"Out of memory at step {trainer.step} with batch {run.data.batch} at {h} x {w}: lower data.batch or "
                 "data.size, or split the batch by train.accumulate=2. The last checkpoint is intact."
             )
-            folder.write_status("failed", trainer.step, str(no_memory))
+            trainer.status("failed", str(no_memory), no_memory.exit_code)
             raise no_memory from None
 
 
@@ -295,7 +303,7 @@ class Trainer:
             write_atomic(folder.path / "config.yaml", run.to_yaml().encode())
             self.save()
             self.sample()
-        folder.write_status("running", self.step)
+        self.status("running")
         workers = self.workers()
         view = View(flip=self.flip) if run.data.jitter else View(flip=self.flip, jitter=None)
         progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
@@ -315,13 +323,13 @@ class Trainer:
             if self.step % run.train.save_every == 0 or self.step == run.train.steps or asked:
                 self.save()
             if asked and self.step < run.train.steps:
-                folder.write_status("preempted", self.step, f"signal {asked[0]}", 128 + asked[0])
+                self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
                 self.say(
                     f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}"
                 )
                 raise Stopped(128 + asked[0])
         self.export()
-        folder.write_status("done", self.step)
+        self.status("done", code=0)
         self.write_page(alive=False)
         progress.done()
 
@@ -486,6 +494,13 @@ class Trainer:
         except OSError as error:
             self.say(f"The samples of step {self.step} were not written: {error}.")
 
+    def status(self, status: str, reason: str = "", code: int | None = None) -> None:
+        """status.json. Nothing depends on it, least of all the report of another fault."""
+        try:
+            self.folder.write_status(status, self.step, reason, code)
+        except StorageProblem as problem:
+            self.say(f"The status was not written: {problem}")
+
     def write_page(self, alive: bool = True) -> None:
         page.write(self.folder, self.run, self.step, alive)
 
@@ -513,8 +528,11 @@ class Trainer:
         if bad.exists() and json.dumps(str(path)) in bad.read_text(encoding="utf-8"):
             return
         self.say(f"Bad image, another stands in: {reason}")
-        with open(bad, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"path": str(path), "reason": reason}) + "\n")
+        try:
+            with open(bad, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"path": str(path), "reason": reason}) + "\n")
+        except OSError as error:
+            self.say(f"{bad} was not written: {error}.")
 
 
 def load_tensors(method: Method, tensors: Mapping[str, Tensor]) -> None:

@@ -6,8 +6,10 @@ domain, epoch, index). So any number of workers reads the same batches, and resu
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,9 +21,10 @@ from torch import Tensor
 from unpaired.data.augment import View
 from unpaired.data.folders import halves
 from unpaired.data.intake import escape, read_image, resize
-from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.errors import ConfigProblem, DataProblem, Problem, StorageProblem
 
 CACHE_BYTES = 2 << 30  # decoded and resized images that a process keeps
+READER_SECONDS = 120.0  # in which a batch must come from the reading processes
 
 
 class Pictures(Protocol):
@@ -323,27 +326,91 @@ def to_device(
     return ready
 
 
+class Shipped(Sequence[Any]):
+    """Batches as they travel from a worker: arrays, because tensors would need a file descriptor and shared memory
+    each; and a `Problem` as it is, because raised there it would arrive as a traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Any:  # type: ignore[override]
+        try:
+            tensors, files = self.batches[step]
+        except Problem as problem:
+            return problem
+        return {name: x.numpy() for name, x in tensors.items()}, files
+
+
 def loader(
     batches: Batches, start: int, workers: int
 ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-    """Batches `start`, `start + 1`, ... read ahead by `workers` processes."""
+    """Batches `start`, `start + 1`, ... read ahead by `workers` processes, which end with this one.
+
+    Raises torch's RuntimeError ("DataLoader ...") where a worker was killed, or where a batch does not come in
+    READER_SECONDS; `StorageProblem` where the system's limits allow no workers.
+    """
     from torch.utils.data import DataLoader
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "This DataLoader will create"
-        )  # more than cores: as asked
-        return iter(
-            DataLoader(
-                batches,  # type: ignore[arg-type]
-                batch_size=None,
-                sampler=range(start, len(batches)),
-                num_workers=workers,
-                timeout=120 if workers else 0,
-                prefetch_factor=4 if workers else None,
-                persistent_workers=workers > 0,
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "This DataLoader will create"
+            )  # more than cores: as asked
+            source: Any = iter(
+                DataLoader(
+                    Shipped(batches),  # type: ignore[arg-type]
+                    batch_size=None,
+                    sampler=range(start, len(batches)),
+                    collate_fn=as_it_is,
+                    num_workers=workers,
+                    timeout=READER_SECONDS if workers else 0,
+                    prefetch_factor=4 if workers else None,
+                    persistent_workers=workers > 0,
+                    worker_init_fn=die_with_parent,
+                )
             )
-        )
+    except OSError as error:
+        raise StorageProblem(
+            f"The {workers} reading processes cannot be started ({error.strerror}): raise the limits of this shell "
+            "(ulimit -n 4096), or set data.workers=0."
+        ) from None
+    for _ in range(start, len(batches)):
+        try:
+            batch = next(source)
+        except RuntimeError as error:
+            if str(error).startswith("DataLoader"):
+                end(source._workers)
+            raise
+        if isinstance(batch, Problem):
+            raise batch
+        arrays, files = batch
+        yield {name: torch.from_numpy(x) for name, x in arrays.items()}, files
+
+
+def as_it_is(batch: Any) -> Any:
+    """In the place of torch's collation, which would make tensors of the arrays."""
+    return batch
+
+
+def end(workers: Sequence[Any]) -> None:
+    """Kills the workers, one of which may hang and outlive a gentler signal."""
+    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for each
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(5)
+    signal.signal(signal.SIGCHLD, heard)
+
+
+def die_with_parent(worker: int) -> None:
+    """On Linux the kernel kills this process when the trainer dies, however it dies."""
+    with suppress(OSError, AttributeError, TypeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def check_layout(layout: str, domains: Sequence[str], method: str) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import stat
 import struct
 import threading
@@ -42,6 +43,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_CHUNKS = 65_536  # of a PNG; 40 MP in chunks of 8 KB is a quarter of it
 MAX_TAGS = 1_000  # of a TIFF page
 MAX_PAGES = 10_000  # of a TIFF
+READ_SECONDS = 60.0  # for the bytes of one file; storage that takes longer is stuck
 
 
 @dataclass(frozen=True)
@@ -128,22 +130,47 @@ def describe(data: bytes) -> str:
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = TRAIN.max_bytes) -> bytes:
-    """The bytes of a regular file. Raises BadImage; never blocks on a pipe or a device."""
+    """The bytes of a regular file. Raises BadImage; never blocks on a pipe or a device, nor longer than READ_SECONDS.
+
+    The reading has a thread of its own: a network disk that hangs would hold this one for ever, and nothing can
+    interrupt it there.
+    """
     name = escape(path)
+    done: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put(_bytes_of(path, max_bytes))
+        except BaseException as error:
+            done.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already act on it
-            raise BadImage(name, "it is not a regular file")
-        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-        with open(os.open(path, flags), "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise BadImage(name, "it is not a regular file")
-            if info.st_size > max_bytes:
-                raise BadImage(name, f"the file is larger than {max_bytes:,} bytes")
-            return file.read(max_bytes + 1)
-    except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadImage(name, f"the file cannot be read ({reason})") from None
+        result = done.get(timeout=READ_SECONDS)
+    except queue.Empty:
+        reason = f"the file cannot be read (its storage did not answer for {READ_SECONDS:g} s)"
+        raise BadImage(name, reason) from None
+    if isinstance(result, bytes):
+        return result
+    if isinstance(result, _Refused):
+        raise BadImage(name, str(result))
+    if isinstance(result, (OSError, ValueError, MemoryError)):
+        reason = getattr(result, "strerror", None) or str(result) or type(result).__name__
+        raise BadImage(name, f"the file cannot be read ({reason})")
+    raise result
+
+
+def _bytes_of(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device may already act on it
+        raise _Refused("it is not a regular file")
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags), "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise _Refused("it is not a regular file")
+        if info.st_size > max_bytes:
+            raise _Refused(f"the file is larger than {max_bytes:,} bytes")
+        return file.read(max_bytes + 1)
 
 
 # What the first bytes say. The second table only makes a better sentence.

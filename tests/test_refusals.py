@@ -1,0 +1,95 @@
+"""What a user may get wrong with a trained run, and with data that does not fit: one sentence, its code, no traceback."""
+
+import pytest
+import tiny
+from PIL import Image
+
+from unpaired import train
+from unpaired.checkpoint import RunFolder
+from unpaired.cli import main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Trained runs of three kinds of methods, and folders and files of the wrong sort."""
+    path = tmp_path_factory.mktemp("ein Ort ä")
+    for name in ("munit", "cyclegan", "tunit"):
+        train.fit(tiny.run(name, steps=1), RunFolder(path / name), say=lambda line: None)
+    for i, names in enumerate((("cats", "a.png"), ("cats", "b.png"), ("dogs", "c.png"))):
+        (path / "two" / names[0]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (i * 80, 90, 200)).save(path / "two" / names[0] / names[1])
+    (path / "empty").mkdir()
+    (path / "texts").mkdir()
+    for name in ("texts/note.txt", "note.txt", "note.png", "list.yaml"):
+        (path / name).write_text("- hello")
+    Image.new("RGB", (32, 32), "red").save(path / "a.png")
+    return path
+
+
+def translate(run, *words, image="a.png", to="painted"):
+    return ["translate", run, image, "--to", to, *words]
+
+
+def training(method, data, *words):
+    return ["train", "--method", method, "--preset", "small", "--data", data, *words]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        # a domain, an image, a style that is not there
+        (translate("munit", to="paintd"), 2, ["paintd", "painted"]),
+        (translate("munit", "--source", "outlin"), 2, ["outlin", "outline"]),
+        (translate("munit", image="b.png"), 2, ["b.png"]),
+        (translate("munit", image="empty"), 65, ["empty"]),
+        (translate("munit", image="texts"), 65, ["texts"]),
+        (translate("munit", image="note.png"), 65, ["note.png"]),
+        (translate("munit", "--style-from", "b.png"), 65, ["b.png"]),
+        (translate("munit", "--style-from", "note.txt"), 65, ["note.txt", "JPEG"]),
+        (translate("munit", "--style-from", "two"), 65, ["two"]),
+        (translate("munit", "--interpolate", "1", "nowhere"), 2, ["nowhere"]),
+        (translate("munit", "--styles", "0"), 2, ["--styles"]),
+        (translate("munit", "--size", "2"), 2, ["--size"]),
+        # what the method cannot do
+        (translate("cyclegan", "--style-from", "a.png"), 2, ["cyclegan", "--style-from"]),
+        (translate("cyclegan", "--interpolate", "1", "2"), 2, ["cyclegan"]),
+        (translate("tunit", to="domain_1"), 2, ["tunit", "--style-from"]),
+        # a RUN that is not one
+        (translate("empty"), 2, ["empty", "unpaired train"]),
+        (translate("nowhere"), 2, ["nowhere", "unpaired train"]),
+        (translate("note.txt"), 65, ["note.txt"]),
+        (["evaluate", "nowhere"], 2, ["nowhere"]),
+        (["train", "--resume", "nowhere"], 2, ["nowhere"]),
+        (training("munit", "scenes", "--init", "empty"), 2, ["--init", "empty"]),
+        (training("munit", "scenes", "--out", "a.png"), 73, ["a.png"]),
+        (training("munit", "scenes", "--out", "munit"), 2, ["--resume", "--fresh"]),
+        # data that does not fit the method, or is none
+        (training("munit", "empty"), 65, ["empty"]),
+        (training("munit", "texts"), 65, ["texts"]),
+        (training("munit", "two/cats"), 2, ["exactly 2 domains"]),
+        (training("dsm", "two/cats"), 2, ["two or more domains"]),
+        (training("pix2pix", "two"), 65, ["two"]),
+        (training("munit", "two", "data.domains=[cats, dgs]"), 2, ["dgs", "dogs"]),
+        (["data", "check", "nowhere"], 2, ["nowhere"]),
+        (["data", "check", "empty"], 65, ["empty"]),
+        # values of the wrong kind
+        (training("tunit", "scenes", "train.accumulate=2"), 2, ["train.accumulate"]),
+        (training("munit", "scenes", "train.precision=fp16"), 2, ["train.precision", "bf16-mixed"]),
+        (training("munit", "scenes", "data.size=[32, 32, 32]"), 2, ["data.size"]),
+        (training("munit", "scenes", "optim.default.betas=1"), 2, ["optim.default.betas"]),
+        (training("munit", "scenes", "optim=fast"), 2, ["optim"]),
+        (training("munit", "scenes", "method.dim=wide"), 2, ["method.dim", "wide"]),
+        (training("munit", "scenes", "train.steps=0"), 2, ["train.steps"]),
+        (["train", "list.yaml"], 2, ["list.yaml", "method:"]),
+        (["train", "texts"], 2, ["texts"]),
+    ],
+)
+def test_one_sentence(arguments, code, words, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = {path for path in place.rglob("*") if "runs" not in path.parts}
+    assert main(arguments) == code
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("unpaired: ") and "\n" not in printed and "Traceback" not in printed
+    for word in words:
+        assert word in printed
+    assert {path for path in place.rglob("*") if "runs" not in path.parts} == before
