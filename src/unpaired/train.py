@@ -175,10 +175,12 @@ def fit(
                     reached = max(reached, trainer.step)
                     if lost > MAX_LOST_READERS:
                         raise StorageProblem(
-                            f"Reading processes were lost {lost} times at step {trainer.step} ({reason}): look after the "
+                            f"Reading processes were lost {lost} times at step {trainer.step} ({reason}): look at the "
                             f"disk of {run.data.root}, free memory and /dev/shm, or set data.workers=0."
                         ) from None
-                    say(f"A reading process was lost ({reason}): going on from the last checkpoint.")
+                    say(
+                        f"A reading process was lost ({reason}): going on from the last checkpoint."
+                    )
                     trainer.restore()
         except Stopped as stop:
             raise SystemExit(stop.code) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from unpaired.data.folders import scan
-from unpaired.data.intake import BadImage, escape, write_png
+from unpaired.data.intake import BadImage, escape, read_image, write_png
 from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.pictures import enlarged, sheet, stack
 from unpaired.progress import say
@@ -28,6 +28,9 @@ def translate_files(args: argparse.Namespace) -> int:
     if args.sweep and args.component is None:
         raise ConfigProblem("--sweep needs --component K: which component of the style to move.")
     translator = Translator.load(args.run)
+    for reference in (args.style_from, *(style(word) for word in args.interpolate or ())):
+        if isinstance(reference, Path):
+            read_image(reference)  # a bad one is not the fault of the images
     out = args.out or (args.run if args.run.is_dir() else args.run.parent) / "translations"
     everywhere = args.to == "all" and "all" not in translator.domains
     targets = [d for d in translator.domains if d != args.source] if everywhere else [args.to]
