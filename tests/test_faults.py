@@ -401,12 +401,21 @@ def test_T31_few_open_files_are_enough_and_too_few_is_one_sentence(tmp_path, ref
     resource = pytest.importorskip("resource")
     used = 1 + max(map(int, os.listdir("/proc/self/fd")))
 
-    def few(more):
-        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, used + more))
+    def few(free):
+        def prepare():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + free, used + free))
+            held = []
+            with suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            for fd in held[:free]:
+                os.close(fd)
+
+        return prepare
 
     assert wait(start(tmp_path / "a", "data.workers=2", prepare=few(24))) == 0
     assert weights(tmp_path / "a") == reference[0]
-    assert wait(start(tmp_path / "b", "data.workers=2", prepare=few(8))) == 74
+    assert wait(start(tmp_path / "b", "data.workers=2", prepare=few(4))) == 74
 
 
 def gone(pids, seconds):
