@@ -101,6 +101,8 @@ def test_trains_from_files_and_refuses_the_other_way(layout, tmp_path, capsys):
     Image.fromarray(image).save(tmp_path / "x.png")
     translate = ["translate", str(run), str(tmp_path / "x.png"), "--to"]
     assert main([*translate, domains[1]]) == 0
+    assert main([*translate, "all", "--out", str(tmp_path / "all")]) == 0  # the one way there is
+    assert not list((tmp_path / "all").glob(f"*-{domains[0]}*"))
     capsys.readouterr()
     assert main([*translate, domains[0]]) == 2
     printed = capsys.readouterr().err

@@ -33,7 +33,7 @@ def translate_files(args: argparse.Namespace) -> int:
             read_image(reference)  # a bad one is not the fault of the images
     out = args.out or (args.run if args.run.is_dir() else args.run.parent) / "translations"
     everywhere = args.to == "all" and "all" not in translator.domains
-    targets = [d for d in translator.domains if d != args.source] if everywhere else [args.to]
+    targets = translator.targets(args.source) if everywhere else [args.to]
     sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
     done = bad = 0
     for path, name in inputs(args.images):

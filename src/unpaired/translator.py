@@ -196,6 +196,18 @@ class Translator:
             return self.index(source), target
         return (1 - target if len(self.domains) == 2 else 0), target
 
+    def targets(self, source: str | None = None) -> list[str]:
+        """The domains that images of `source` can be translated to."""
+        found = []
+        for to in self.domains:
+            try:
+                self.method.styles(*self.direction(to, source))
+            except ConfigProblem:
+                continue  # a way that the method does not have
+            if to != source:
+                found.append(to)
+        return found
+
     @torch.inference_mode()
     def codes(
         self, target: int, source: int, styles: int, seed: int, style_from: Picture | None
