@@ -103,7 +103,10 @@ def test_trains_from_files_and_refuses_the_other_way(layout, tmp_path, capsys):
     assert main([*translate, domains[1]]) == 0
     assert main([*translate, "all", "--out", str(tmp_path / "all")]) == 0  # the one way there is
     assert not list((tmp_path / "all").glob(f"*-{domains[0]}*"))
-    capsys.readouterr()
+    for source, said in (("nowhere", "no domain 'nowhere'"), (domains[1], "to no domain")):
+        capsys.readouterr()
+        assert main([*translate, "all", "--source", source]) == 2
+        assert said in capsys.readouterr().err
     assert main([*translate, domains[0]]) == 2
     printed = capsys.readouterr().err
     assert f"from {domains[0]} to {domains[1]} only" in printed and printed.count("\n") == 1

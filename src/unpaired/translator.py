@@ -197,7 +197,9 @@ class Translator:
         return (1 - target if len(self.domains) == 2 else 0), target
 
     def targets(self, source: str | None = None) -> list[str]:
-        """The domains that images of `source` can be translated to."""
+        """The domains that images of `source` can be translated to; at least one."""
+        if source is not None:
+            self.index(source)
         found = []
         for to in self.domains:
             try:
@@ -206,6 +208,10 @@ class Translator:
                 continue  # a way that the method does not have
             if to != source:
                 found.append(to)
+        if not found:
+            raise ConfigProblem(
+                f"{self.run.method.name} translates images of {source} to no domain: name another --source."
+            )
         return found
 
     @torch.inference_mode()
