@@ -15,7 +15,7 @@ from test_parity import GivenStep, float64  # noqa: F401
 from unpaired import losses, official
 from unpaired.config import resolve
 from unpaired.errors import ConfigProblem
-from unpaired.method import Shape, Step, Update
+from unpaired.method import Method, Shape, Step, Update
 from unpaired.methods import tunit
 from unpaired.networks.tunit import MEMORY, FilterResponseNorm, FRNResidual
 
@@ -51,11 +51,15 @@ PASSES = {
 }
 
 
+SHARES = ("share_largest", "share_smallest")
+
+
 class OfficialTUNIT(tunit.TUNIT):
     """Evaluates C as often as the official code; C_EMA keeps its own BatchNorm statistics."""
 
     def count_passes(self, passes):
-        self.C.passing = contextlib.nullcontext  # views and fakes count in the statistics
+        for C in (self.C, self.ema["C"]):
+            C.passing = contextlib.nullcontext  # views and fakes count in the statistics
         self.passes = passes
         self.call = self.depth = 0
         self.C.register_forward_hook(self.repeat)
@@ -69,6 +73,9 @@ class OfficialTUNIT(tunit.TUNIT):
                 module(*args)
         self.depth = 0
         self.call += 1
+
+    def settle(self, x):
+        pass
 
     @torch.no_grad()
     def update_averages(self, decay):
@@ -175,7 +182,7 @@ class Parity:
         for index, log in enumerate(logs):
             labelled = index < len(run.get("labels_by_iteration", []))
             for name, value in log.items():
-                if name == "CE" or (name == "MI" and labelled):
+                if name in ("CE", *SHARES) or (name == "MI" and labelled):
                     continue  # the file does not list these
                 theirs, weight = self.losses[name]
                 want = weight * expected[theirs][pending[theirs]]
@@ -253,7 +260,7 @@ class Parity:
         assert calls == run["order_of_optimiser_calls"]
         own = run["C_EMA_buffers_before_the_copy_at_the_end_of_an_epoch"]
         self.same_buffers(m.ema["C"], own)
-        tunit.TUNIT.update_averages(m, 1.0)  # theirs at the end of an epoch, ours at each step
+        Method.update_averages(m, 1.0)  # theirs at the end of an epoch, ours at each step
         after = run["after"]
         self.same_buffers(m.C, after["C"]["buffers"])
         self.same_buffers(m.ema["C"], after["C_EMA"]["buffers"])
@@ -445,7 +452,7 @@ class TestUnits:
             self.given(row["target"]),
             self.given(row["source"]),
         )
-        m.update_averages(0.999)
+        Method.update_averages(m, 0.999)
         golden.same(m.ema["G"].weight, row["out"])
 
     @pytest.mark.parametrize("side", [64, 128])
@@ -489,7 +496,7 @@ def moves(m, step, batch=None):
 
 
 C, D, CG, G = (
-    ("C", {"style_C", "MI"}),
+    ("C", {"style_C", "MI", *SHARES}),
     ("D", {"D_real", "D_fake", "gp"}),
     ("C G", {"adv_fake", "adv_rec", "rec", "style_G"}),
     ("G", {"adv_fake", "adv_rec", "rec", "style_G"}),
@@ -506,10 +513,10 @@ C, D, CG, G = (
         ({"training": "separate"}, 64, [C]),
         ({"training": "separate"}, 65, [D, G]),
         ({"first_stage": 0.5}, 99, [C]),
-        ({"labels": "some"}, 19, [("C", {"style_C", "CE"})]),
-        ({"labels": "some"}, 20, [("C", {"style_C", "MI", "CE"})]),
-        ({"labels": "some"}, 34, [("C", {"style_C", "MI", "CE"})]),
-        ({"labels": "some"}, 35, [("C", {"style_C", "MI", "CE"}), D, CG]),
+        ({"labels": "some"}, 19, [("C", {"style_C", "CE", *SHARES})]),
+        ({"labels": "some"}, 20, [("C", {"style_C", "MI", "CE", *SHARES})]),
+        ({"labels": "some"}, 34, [("C", {"style_C", "MI", "CE", *SHARES})]),
+        ({"labels": "some"}, 35, [("C", {"style_C", "MI", "CE", *SHARES}), D, CG]),
         ({"labels": "all"}, 0, [("C", {"style_C"}), D, CG]),
     ],
 )
@@ -541,6 +548,45 @@ def test_gradients_reach_the_networks_of_a_move(training):
         assert moved == nets
         headless = [n for n, p in m.C.named_parameters() if "C" in nets and p.grad is None]
         assert headless == (["domain.weight", "domain.bias"] if nets == {"C", "G"} else [])
+
+
+@pytest.mark.parametrize("first_stage", [0.0, 1.0])
+def test_statistics_are_of_images_alone(first_stage):
+    """With unchanging weights, what C and C' do in use is what they do in training."""
+    m = small(first_stage=first_stage)
+    batch = images() | {"x_tf": 0.1 * images()["x"] - 0.8}
+    for norm in (n for n in m.modules() if isinstance(n, torch.nn.BatchNorm2d)):
+        norm.momentum = 1.0  # the statistics are those of the latest batch
+    list(m.updates(batch, Step(0, 1)))
+    m.update_averages(0.9)
+    for C in (m.C, m.ema["C"]):
+        trained = C.train()(batch["x"])
+        used = C.eval()(batch["x"])
+        for a, b in zip(used, trained, strict=True):  # but for the factor n / (n - 1)
+            assert torch.nn.functional.cosine_similarity(a, b).min() > 0.99
+
+
+def test_C_average_keeps_statistics_of_its_own():
+    m = small()
+    m.C(torch.randn(4, 3, 32, 32))
+    before = [b.clone() for b in m.ema["C"].features.buffers()]
+    m.C.remember(torch.ones(2, 6), torch.tensor([0, 0]))
+    m.update_averages(0.9)
+    assert all(map(torch.equal, m.ema["C"].features.buffers(), before))
+    assert torch.equal(m.ema["C"].mean, m.C.mean)
+
+
+def test_shares_of_domains_follow_the_latest_images():
+    m = small()
+    first = m.shares(torch.eye(4).repeat(3, 1))  # three images in each domain
+    assert first["share_largest"] == first["share_smallest"] == 0.25
+    for _ in range(200):
+        log = m.shares(torch.eye(4)[[0, 0, 0, 1]])
+    assert log["share_largest"].item() == pytest.approx(0.75, abs=0.01)
+    assert log["share_smallest"].item() == pytest.approx(0, abs=0.01)
+    again = small()
+    again.load_state_dict(m.state_dict())
+    assert torch.equal(again.share, m.share)
 
 
 def test_labels_are_taken_where_they_are():

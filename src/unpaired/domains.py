@@ -46,15 +46,14 @@ class Found(NamedTuple):
 @torch.inference_mode()
 def look(translator: Translator, pictures: Pictures, most: int = MOST) -> Found:
     """Sorts the images of a split into the model's domains."""
-    method, n = translator.method, len(pictures)
+    method: Any = translator.method
+    n = len(pictures)
     places = np.unique(np.linspace(0, n - 1, min(most, n)).astype(int)) if n else np.array([], int)
     domain, style = [np.array([], int)], [np.zeros((0, 1))]
     for part in np.split(places, range(BATCH, len(places), BATCH)) if n else ():
         x = torch.cat([translator.reference(pictures.read(int(i))) for i in part])
         domain.append(method.assign(x).argmax(1).cpu().numpy())
-        s = method.encode_style(x, 0)
-        assert s is not None
-        style.append(s.flatten(1).float().cpu().numpy())
+        style.append(method.encode_style(x, 0).flatten(1).float().cpu().numpy())
     label = np.array([pictures.label(int(i)) for i in places], int)
     return Found(places, np.concatenate(domain), np.concatenate(style[1:] or style), label)
 

@@ -25,14 +25,14 @@ labels that of y; with labels for all, C learns styles alone. `training: separat
 compares with, leaves C as it is once G and D play.
 
 Differences from the official code: the queue lasts for the whole run, is saved, and starts empty
-(theirs: falls back to the same 32 keys every 1,000 iterations). BatchNorm's statistics of C' follow
-C at each step (theirs: every 1,000), and C sees a batch once where theirs evaluates it twice or
-thrice, which shows in these statistics only. The average of G starts with G (theirs: 1,000
-iterations later). These statistics are of the images alone, not of views and fakes too, whose
-colours and edges differ: else C sorts other images in use than in training. A pseudo-label is that
-of the C that has just moved (theirs, semi-supervised: before), and labels may be mixed in a batch
-(theirs: for all images of it or for none). Without a reference, the mean style of the latest 1,024
-images of a domain serves (theirs: of all of its images). As theirs, codes are not normalised unless
+(theirs: falls back to the same 32 keys every 1,000 iterations). BatchNorm's statistics of C' are
+its own at all times (theirs: those of C every 1,000), and C sees a batch once where theirs
+evaluates it twice or thrice, which shows in these statistics only. They are of images alone, not of
+views and fakes too, whose colours and edges differ: else C sorts otherwise in use than in training.
+The average of G starts with G (theirs: 1,000 iterations later). A pseudo-label is that of the C
+that has just moved (theirs, semi-supervised: before), and labels may be mixed in a batch (theirs:
+for all images of it or for none). Without a reference, the mean style of the latest 1,024 images of
+a domain serves (theirs: of all of its images). As theirs, codes are not normalised unless
 `normalise` says so, as `small` does. Losses, gradients and updates agree with it to rounding
 (`tests/test_parity_tunit.py`).
 """
@@ -77,7 +77,8 @@ class Config(MethodConfig):
     lambda_mi: float = Field(5.0, ge=0)  # of the cross-entropy too
     joint: float = Field(0.1, ge=0)  # on both once G and D play: the paper's 0.1 and 0.5
     temperature: float = Field(0.07, gt=0)
-    normalise: bool = False  # codes to unit length where they are compared: steadier on short runs
+    # Features of a batch before the heads of C, and codes where they are compared: for short runs
+    normalise: bool = False
     queue: int = Field(1024, ge=1)
     style_dim: int = Field(128, ge=1)
     mlp_dim: int = Field(256, ge=1)
@@ -101,6 +102,7 @@ class TUNIT(Method):
     accumulates = False  # mutual information and BatchNorm are of a batch, not of an image
     queue: Tensor
     queued: Tensor
+    share: Tensor
     card = {
         "title": "Rethinking the Truly Unsupervised Image-to-Image Translation",
         "authors": "Baek, Choi, Uh, Yoo, Shim",
@@ -147,11 +149,14 @@ class TUNIT(Method):
                 f"which needs at least {SMALLEST} px and here multiples of {stride}: choose a "
                 "power of two from 32 to 512."
             )
-        self.C = GuidingNetwork(shape.channels, config.c_dim, config.style_dim, K)
+        self.C = GuidingNetwork(shape.channels, config.c_dim, config.style_dim, K, config.normalise)
         self.G = Generator(shape.channels, config.dim, stride, config.style_dim, config.mlp_dim)
         self.D = Discriminator(shape.channels, side, config.d_dim, config.d_max_dim, K)
         self.register_buffer("queue", torch.zeros(config.queue, config.style_dim))
         self.register_buffer("queued", torch.tensor(0))  # how many keys ever entered
+        self.register_buffer(
+            "share", torch.full((K,), 1 / K)
+        )  # of the latest images in each domain
 
     @classmethod
     def supervision(cls, config: Config) -> Literal["none", "some", "all"]:
@@ -164,8 +169,10 @@ class TUNIT(Method):
         unlabelled = x.new_full((len(x),), -1, dtype=torch.long)
         y = unlabelled if self.config.labels == "none" else batch["y"]
         alone = step.fraction < self.config.first_stage
-        with torch.no_grad():
+        with torch.no_grad(), self.ema["C"].passing():
             k, _ = self.ema["C"](x_tf)
+        if alone:
+            self.settle(x)
         if alone or self.config.training == "joint":
             yield self.guide(x, x_tf, k, y, alone, step)
 
@@ -179,6 +186,21 @@ class TUNIT(Method):
             yield self.discriminate(x[ref], fakes[: len(x)].detach(), y[ref])
             yield self.generate(x, fakes, y, ref, C)
         self.enqueue(k)
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> None:
+        """Brings the statistics of C' up to date; once G plays, its look at references does that."""
+        self.ema["C"](x)
+
+    @torch.no_grad()
+    def update_averages(self, decay: float) -> None:
+        """C' keeps BatchNorm's statistics of its own: those of C do not fit its weights while these move."""
+        C = self.ema["C"]
+        statistics = [*C.features.buffers(), *C.norm.buffers()]
+        own = [b.clone() for b in statistics]
+        super().update_averages(decay)
+        for b, kept in zip(statistics, own, strict=True):
+            b.copy_(kept)
 
     def guide(
         self, x: Tensor, x_tf: Tensor, k: Tensor, y: Tensor, alone: bool, step: Step
@@ -197,7 +219,17 @@ class TUNIT(Method):
                 if w.labels == "some":
                     L["CE"] = w.lambda_mi * (cross_entropy(logits, y) + cross_entropy(logits_tf, y))
         loss = (1.0 if alone else w.joint) * torch.stack(list(L.values())).sum()
-        return Update("C", loss, {name: part.detach() for name, part in L.items()})
+        log = {name: part.detach() for name, part in L.items()}
+        if w.labels != "all":
+            log |= self.shares(logits)
+        return Update("C", loss, log)
+
+    @torch.no_grad()
+    def shares(self, logits: Tensor) -> dict[str, Tensor]:
+        """The largest and the smallest domain's share of some 50 batches: collapse and emptiness show here first."""
+        now = F.one_hot(logits.argmax(1), len(self.share)).to(self.share).mean(0)
+        self.share.lerp_(now, 0.02)
+        return {"share_largest": self.share.max(), "share_smallest": self.share.min()}
 
     def discriminate(self, x_ref: Tensor, x_fake: Tensor, y_ref: Tensor) -> Update:
         D, w = self.D, self.config

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from unpaired.method import fp32
 from unpaired.networks.blocks import Conv, Residual, adain, kaiming, reflect
 
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 MEMORY = 1024  # images that a domain's mean style stands for
 
 
@@ -22,12 +23,17 @@ class GuidingNetwork(nn.Module):
     VGG-11 with BatchNorm. The heads start as the official ones (std 0.01 of 512 features), and as
     strong where features are fewer: from logits near 0 mutual information has no way to go. It
     keeps the mean style of each domain, so that weights and means stay together.
+
+    normalise: the heads see features of mean 0 and variance 1 over the batch. Pooled features of an
+    untrained network are nearly the same for all images, which leaves clustering without a start.
     """
 
     mean: Tensor
     count: Tensor
 
-    def __init__(self, channels: int, dim: int, style_dim: int, clusters: int) -> None:
+    def __init__(
+        self, channels: int, dim: int, style_dim: int, clusters: int, normalise: bool = False
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width, repeats in zip((1, 2, 4, 8, 8), (1, 1, 2, 2, 2), strict=True):
@@ -37,6 +43,7 @@ class GuidingNetwork(nn.Module):
                 channels = c
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm1d(channels, affine=False) if normalise else nn.Identity()
         self.style, self.domain = nn.Linear(channels, style_dim), nn.Linear(channels, clusters)
         self.register_buffer("mean", torch.zeros(clusters, style_dim))
         self.register_buffer("count", torch.zeros(clusters))
@@ -51,13 +58,13 @@ class GuidingNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.features(x).mean((2, 3))
         with fp32(x):  # codes are not normalised and divided by 0.07: bf16 is too coarse for them
-            h = h.to(self.style.weight)
+            h = self.norm(h.to(self.style.weight))
             return self.style(h), self.domain(h)
 
     @contextmanager
     def passing(self) -> Iterator[None]:
         """Leaves the running statistics as they are: for images that are not those to come."""
-        norms = [m for m in self.features if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in (*self.features, self.norm) if isinstance(m, BATCHNORM)]
         try:
             for norm in norms:
                 norm.track_running_stats = False
