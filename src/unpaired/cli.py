@@ -103,13 +103,32 @@ def domains(args: argparse.Namespace) -> None:
     from unpaired.errors import ConfigProblem
     from unpaired.progress import say
 
-    if args.name and (args.data or args.labels):
+    data = [w for w in args.data or () if not is_setting(w)]
+    settings = [w for w in (*args.settings, *(args.data or ())) if is_setting(w)]
+    runs = [w for w in args.settings if not is_setting(w)]
+    if args.choose:
+        if runs or args.name or args.labels or not data:
+            raise ConfigProblem(
+                "--choose trains on images: say --choose 2 5 10 --data DIR, and settings such as train.steps=500."
+            )
+        from unpaired.choose import choose
+
+        out = args.out or Path("runs") / "choose"
+        print(choose(args.choose, data, settings, args.preset, out, say))
+        print(f"Written: {out / 'choose.html'}")
+        return
+    if len(runs) != 1 or settings or args.out or args.preset:
+        raise ConfigProblem(
+            "Name one run, as in: unpaired domains RUN; settings, --out and --preset belong to --choose."
+        )
+    run = Path(runs[0])
+    if args.name and (data or args.labels):
         raise ConfigProblem("--name only names: leave --data and --labels out.")
     if args.name:
-        for number, name in enumerate(rename(args.run, args.name), 1):
+        for number, name in enumerate(rename(run, args.name), 1):
             print(f"{number} {name}")
-    if args.data or args.labels or not args.name:
-        print(f"Written: {report(args.run, args.data, args.labels, say)}")
+    else:
+        print(f"Written: {report(run, data, args.labels, say)}")
 
 
 def data_check(args: argparse.Namespace) -> None:
@@ -293,7 +312,21 @@ def parser() -> argparse.ArgumentParser:
     c = command(
         commands, "domains", domains, "look at the domains found without labels, and name them"
     )
-    c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+    c.add_argument(
+        "settings",
+        nargs="*",
+        metavar="RUN | key=value",
+        help="a run folder or a model.safetensors; or settings of --choose",
+    )
+    c.add_argument(
+        "--choose",
+        nargs="+",
+        type=int,
+        metavar="K",
+        help="compare numbers of domains by the first stage alone, such as --choose 2 5 10 20 --data DIR",
+    )
+    c.add_argument("--preset", choices=("small", "paper"), help="of --choose (default small)")
+    c.add_argument("--out", type=Path, metavar="DIR", help="of --choose (default: runs/choose)")
     c.add_argument(
         "--name", nargs="+", metavar="N=NAME", help="name domains, such as 1=tabby 2=siamese"
     )
@@ -372,7 +405,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; a `Problem` becomes one line on stderr and its exit code."""
     p = parser()
     args, rest = p.parse_known_args(argv)
-    if rest and (args.command != "train" or not all(is_setting(word) for word in rest)):
+    if rest and (
+        args.command not in ("train", "domains") or not all(is_setting(word) for word in rest)
+    ):
         p.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.settings += rest  # settings may stand anywhere in the line

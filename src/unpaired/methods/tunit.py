@@ -169,8 +169,9 @@ class TUNIT(Method):
         unlabelled = x.new_full((len(x),), -1, dtype=torch.long)
         y = unlabelled if self.config.labels == "none" else batch["y"]
         alone = step.fraction < self.config.first_stage
-        with torch.no_grad(), self.ema["C"].passing():
-            k, _ = self.ema["C"](x_tf)
+        C_: Any = self.ema["C"]
+        with torch.no_grad(), C_.passing():
+            k, _ = C_(x_tf)
         if alone:
             self.settle(x)
         if alone or self.config.training == "joint":
@@ -195,7 +196,7 @@ class TUNIT(Method):
     @torch.no_grad()
     def update_averages(self, decay: float) -> None:
         """C' keeps BatchNorm's statistics of its own: those of C do not fit its weights while these move."""
-        C = self.ema["C"]
+        C: Any = self.ema["C"]
         statistics = [*C.features.buffers(), *C.norm.buffers()]
         own = [b.clone() for b in statistics]
         super().update_averages(decay)

@@ -1,0 +1,155 @@
+"""How many domains? `unpaired domains --choose 2 5 10 20 --data DIR`: the first stage alone, twice for each number K.
+
+Two figures for each K, on the same images. *Information*: what a domain tells of an image's second view, in units of
+log K: 1 where images part into K equal, certain groups. *Stability*: how far two runs from other seeds agree (ARI, 0 is
+chance). A K that fits the images has both high; too many domains make stability fall, as the cuts become arbitrary.
+Neither says what you want to tell apart: look at the pages of the runs too.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unpaired import domains, page
+from unpaired.checkpoint import RunFolder, write_atomic
+from unpaired.config import load
+from unpaired.data.augment import View
+from unpaired.data.datasets import open_dataset
+from unpaired.errors import ConfigProblem
+from unpaired.losses import mutual_information
+from unpaired.metrics.matching import clustering
+from unpaired.train import fit
+from unpaired.translator import Translator
+
+SEEDS = (0, 1)
+MOST = 2000  # images that the figures are of
+
+
+def choose(
+    numbers: Sequence[int],
+    data: Sequence[str],
+    settings: Sequence[str],
+    preset: str | None,
+    out: Path,
+    say: Callable[[str], None],
+) -> str:
+    """Trains what is missing in `out`, writes `choose.json` and `choose.html` there, returns the table as text.
+
+    Stop and start it at will: finished runs are not repeated. Raises ConfigProblem for numbers under 2.
+    """
+    if min(numbers) < 2:
+        raise ConfigProblem(f"--choose {min(numbers)}: 2 domains are the least that part images.")
+    rows = []
+    for K in sorted(set(numbers)):
+        found = []
+        for seed in SEEDS:
+            run = trained(K, seed, data, settings, preset, out, say)
+            found.append(measured(run))
+        (a, information), (b, other) = found
+        shares = np.bincount(a, minlength=K) / len(a)
+        rows.append(
+            {
+                "K": K,
+                "information": round((information + other) / 2 / math.log(K), 3),
+                "stability": round(clustering(a, b).ari, 3),
+                "used": int((shares > 0.1 / K).sum()),
+            }
+        )
+        say(line(rows[-1]))
+    write_atomic(out / "choose.json", json.dumps(rows, indent=1).encode())
+    write_atomic(out / "choose.html", page.document("How many domains?", document(rows)).encode())
+    return "\n".join(["   K  information/log K  stability (ARI)  domains in use", *map(line, rows)])
+
+
+def trained(
+    K: int,
+    seed: int,
+    data: Sequence[str],
+    settings: Sequence[str],
+    preset: str | None,
+    out: Path,
+    say: Callable[[str], None],
+) -> Path:
+    """The first stage of a run, in its folder below `out`; goes on with what is begun."""
+    run = load(
+        None,
+        [*settings, f"method.clusters={K}", "method.first_stage=1.0", f"train.seed={seed}"],
+        method={"name": "tunit"},
+        preset=preset or "small",
+        data={"root": data[0] if len(data) == 1 else list(data)},
+    )
+    folder = RunFolder(out / f"K{K}-seed{seed}")
+    status = folder.read_status() if folder.path.exists() else None
+    if not status or status["status"] != "done" or status["step"] < run.train.steps:
+        say(f"{K} domains, seed {seed}: {run.train.steps} steps")
+        fit(run, folder, resume=bool(folder.path.exists() and folder.steps()), say=say)
+    return folder.path
+
+
+@torch.inference_mode()
+def measured(path: Path) -> tuple[np.ndarray, float]:
+    """The domains of images, evenly spread, and the information in nats between these and their second views."""
+    translator = Translator.load(path)
+    method: Any = translator.method
+    run = load(path / "config.yaml")
+    dataset = open_dataset(run.data, "unlabelled", 0)
+    pictures = dataset.splits["train"][0]
+    view = View(flip=run.data.flip) if run.data.jitter else View(flip=run.data.flip, jitter=None)
+    u = torch.rand(MOST, View.draws, generator=torch.Generator().manual_seed(0))
+    places = np.unique(np.linspace(0, len(pictures) - 1, min(MOST, len(pictures))).astype(int))
+    p, q = [], []
+    for i in range(0, len(places), domains.BATCH):
+        part = places[i : i + domains.BATCH]
+        x = torch.cat([translator.reference(pictures.read(int(place))) for place in part])
+        p.append(method.assign(x))
+        q.append(method.assign(view(x, u[i : i + len(part)])))
+    one, two = torch.cat(p), torch.cat(q)
+    return one.argmax(1).cpu().numpy(), float(mutual_information(one, two))
+
+
+def line(row: dict[str, Any]) -> str:
+    return f"{row['K']:4d}  {row['information']:17.3f}  {row['stability']:15.3f}  {row['used']:d} of {row['K']:d}"
+
+
+def document(rows: Sequence[dict[str, Any]]) -> str:
+    cells = "".join(
+        f"<tr><td>{r['K']}</td><td>{r['information']:.3f}</td><td>{r['stability']:.3f}</td>"
+        f"<td>{r['used']} of {r['K']}</td></tr>"
+        for r in rows
+    )
+    about = "".join(f"<p>{html.escape(text)}</p>" for text in (__doc__ or "").split("\n\n")[1:])
+    return (
+        f"<h1>How many domains?</h1>{about}<table><tr><th>K</th><th>information / log K</th><th>stability (ARI)</th>"
+        f"<th>domains in use</th></tr>{cells}</table><p>{plot(rows)}</p>"
+    )
+
+
+def plot(rows: Sequence[dict[str, Any]], width: int = 460, height: int = 220) -> str:
+    """Both figures over K, on one axis from 0 to 1, as inline SVG."""
+    at = lambda i: 40 + i * (width - 80) / max(len(rows) - 1, 1)  # noqa: E731
+    parts = []
+    for name, colour, top in (("information", "var(--accent)", 14), ("stability", "#c86040", 30)):
+        points = [
+            (at(i), height - 24 - (height - 60) * min(max(r[name], 0), 1))
+            for i, r in enumerate(rows)
+        ]
+        parts.append(
+            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" '
+            f'stroke="{colour}" stroke-width="1.5"/><text x="{width - 90}" y="{top}" font-size="12" '
+            f'fill="{colour}">{name}</text>'
+        )
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+    parts += [
+        f'<text x="{at(i):.1f}" y="{height - 6}" font-size="11" text-anchor="middle" '
+        f'fill="currentColor">{r["K"]}</text>'
+        for i, r in enumerate(rows)
+    ]
+    return f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px">{"".join(parts)}</svg>'

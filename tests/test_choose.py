@@ -1,0 +1,60 @@
+"""How many domains: the first stage for each K, two figures, resumable."""
+
+import json
+
+import numpy as np
+from test_domains import paint
+
+from unpaired import choose, train
+from unpaired.cli import main
+
+TINY = "method.style_dim=4 method.c_dim=4 method.dim=4 method.d_dim=4 method.mlp_dim=4 data.batch=4 method.queue=8"
+
+
+def test_a_table_and_a_page(tmp_path, capsys, monkeypatch):
+    data, out = paint(tmp_path / "Bilder ä"), tmp_path / "wie viele"
+    command = ["domains", "--choose", "3", "2", "--data", str(data), *TINY.split(), "train.steps=2"]
+    assert main([*command, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads((out / "choose.json").read_text())
+    assert [row["K"] for row in rows] == [2, 3]
+    for row in rows:
+        assert 0 <= row["information"] <= 1 and -1 <= row["stability"] <= 1
+        assert 1 <= row["used"] <= row["K"]
+        assert choose.line(row) in printed
+    page = (out / "choose.html").read_text()
+    assert "src=" not in page and page.count("<circle") == 4
+
+    monkeypatch.setattr(choose, "fit", lambda *args, **kw: 1 / 0)  # nothing is trained again
+    assert main([*command, "--out", str(out)]) == 0
+    assert json.loads((out / "choose.json").read_text()) == rows
+    assert not (set(train.RunFolder(out / "K2-seed0").read_log()[-1]["losses"]) & {"D_real", "rec"})
+
+
+def test_equal_groups_give_full_information(monkeypatch, tmp_path):
+    """The figures of two perfect runs, and of two that know nothing."""
+    y = np.arange(100) % 4
+    for runs, information, stability in (
+        ([(y, np.log(4)), ((y + 1) % 4, np.log(4))], 1.0, 1.0),
+        ([(0 * y, 0.0), (0 * y, 0.0)], 0.0, 1.0),
+    ):
+        given = iter(runs)
+        monkeypatch.setattr(choose, "trained", lambda *args: tmp_path)
+        monkeypatch.setattr(choose, "measured", lambda path, given=given: next(given))
+        choose.choose([4], ["x"], [], None, tmp_path, print)
+        (row,) = json.loads((tmp_path / "choose.json").read_text())
+        assert (row["information"], row["stability"]) == (information, stability)
+
+
+def test_refusals(tmp_path, capsys):
+    for words in (
+        ["--choose", "1", "5", "--data", str(tmp_path)],
+        ["--choose", "2"],
+        ["--choose", "2", "--name", "1=x", "--data", str(tmp_path)],
+        [],
+        ["a", "b"],
+        ["a", "train.steps=3"],
+    ):
+        assert main(["domains", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("unpaired: ") and said.count("\n") == 1
