@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -8,3 +10,9 @@ torch.set_num_threads(1)  # two workers share the cores
 def _float32():
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """What evaluating keeps stays out of the user's folders."""
+    os.environ["UNPAIRED_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -1,6 +1,7 @@
 """The two figures of the scenes cannot be gamed: perfect answers score 1, the usual cheats score low."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.scenes import STYLES, Scenes, draw
 from unpaired.errors import ConfigProblem
-from unpaired.metrics import scenes
+from unpaired.metrics import classifier, evaluation, scenes
 
 SIZE = (24, 24)
 
@@ -23,7 +24,7 @@ def direction():
     patch.setattr(scenes, "READER_SCENES", 1000)
     patch.setattr(scenes, "HELD_OUT", 80)
     patch.setattr(scenes, "INPUTS", 6)
-    reader = scenes.train_reader("painted", SIZE, epochs=4)
+    reader = scenes.train_reader("painted", SIZE, epochs=5)
     yield scenes.Direction("outline", "painted", SIZE, reader, 0)
     patch.undo()
 
@@ -71,6 +72,11 @@ def test_coverage_counts_bins():
 def test_evaluate_writes_figures_and_page(tmp_path, monkeypatch, capsys):
     for name, value in dict(READER_SCENES=600, HELD_OUT=20, INPUTS=2, STYLES_EACH=16).items():
         monkeypatch.setattr(scenes, name, value)
+    quick = dict(inputs=12, real=24, varied=(2, 3))
+    monkeypatch.setitem(
+        evaluation.PROTOCOLS, "quick", replace(evaluation.PROTOCOLS["quick"], **quick)
+    )
+    monkeypatch.setattr(classifier, "STEPS", 40)
     train.fit(tiny.run(steps=1), RunFolder(tmp_path / "x"), say=lambda line: None)
     assert main(["evaluate", str(tmp_path / "x")]) == 0
     measured = json.loads((tmp_path / "x" / "metrics.json").read_text())
@@ -78,7 +84,10 @@ def test_evaluate_writes_figures_and_page(tmp_path, monkeypatch, capsys):
     for rows in measured["scenes"].values():
         assert {"model", "identity", "untrained", "one style", "reader"} == set(rows)
         assert rows["one style"]["styles covered"] <= rows["untrained"]["styles covered"] + 0.2
-    assert "styles covered" in (tmp_path / "x" / "index.html").read_text()
+    page = (tmp_path / "x" / "index.html").read_text()
+    assert "styles covered" in page and "KID (classifier)" in page
+    assert 0 < measured["styles"]["painted"]["MCC"] < 1
+    assert measured["networks"]["classifier"]["accuracy"] >= 0.9
 
 
 def test_a_reader_that_cannot_read_is_not_believed():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unpaired.metrics.evaluation import evaluate
     from unpaired.translator import Translator
 
 __version__ = "0.1.0"
-__all__ = ["Translator"]
+__all__ = ["Translator", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from unpaired.translator import Translator
 
         return Translator
+    if name == "evaluate":
+        from unpaired.metrics.evaluation import evaluate
+
+        return evaluate
     raise AttributeError(f"module 'unpaired' has no attribute '{name}'")

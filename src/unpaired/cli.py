@@ -82,20 +82,9 @@ def translate(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    import json
+    from unpaired.metrics.evaluation import evaluate_run
 
-    from unpaired import page
-    from unpaired.checkpoint import RunFolder, write_atomic
-    from unpaired.metrics import scenes
-    from unpaired.progress import say
-    from unpaired.translator import Translator
-
-    translator = Translator.load(args.run)
-    figures = {"step": translator.step, "split": "test", "scenes": scenes.evaluate(translator, say)}
-    run = RunFolder(args.run if args.run.is_dir() else args.run.parent)
-    write_atomic(run.path / "metrics.json", json.dumps(figures, indent=1).encode())
-    page.write(run, translator.run, translator.step, alive=False)
-    say(f"Written: {run.path / 'metrics.json'}, and on the page {run.path / 'index.html'}")
+    evaluate_run(args)
 
 
 def domains(args: argparse.Namespace) -> None:
@@ -308,6 +297,35 @@ def parser() -> argparse.ArgumentParser:
 
     c = command(commands, "evaluate", evaluate, "measure a trained model")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+    c.add_argument(
+        "--data", nargs="+", metavar="DIR", help="other images, with the domains of the run"
+    )
+    c.add_argument(
+        "--protocol",
+        default="quick",
+        metavar="NAME",
+        help="quick (default), munit, starganv2 or tunit: docs/metrics.md",
+    )
+    c.add_argument(
+        "--features",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="weights of SqueezeNet 1.1 or Inception-v3, or `inception` to fetch it",
+    )
+    c.add_argument(
+        "--lpips",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="weights of LPIPS: a trunk, and the heads for it",
+    )
+    c.add_argument(
+        "--paired",
+        action="store_true",
+        help="test images of equal name show the same thing: score against them",
+    )
+    c.add_argument("--seed", type=int, default=0, help="of styles and references (default 0)")
 
     c = command(
         commands, "domains", domains, "look at the domains found without labels, and name them"

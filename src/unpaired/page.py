@@ -70,24 +70,40 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         return  # a full disk: the trainer tells of it when it saves
 
 
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
 def figures(folder: RunFolder) -> str:
-    """The table of `unpaired evaluate`, where it was run."""
+    """The tables of `unpaired evaluate`, where it was run."""
     path = folder.path / "metrics.json"
     if not path.is_file():
         return ""
     measured = json.loads(path.read_text(encoding="utf-8"))
+    if measured.get("format") != "unpaired metrics 1":
+        return ""  # of an earlier version: evaluate again
+    columns = measured["columns"]
     parts = [
-        f"<h2>Figures</h2><p class=soft>Held-out scenes, step {measured['step']}. Higher is better.</p>"
+        f"<h2>Figures</h2><p class=soft>Protocol {measured['protocol']['name']}, {measured['split']} images, step "
+        f"{measured['step']}, seed {measured['seed']}. Arrows show which way is better; point at a name for its "
+        "meaning. Real images score what a perfect translator would.</p>"
     ]
-    for way, rows in measured["scenes"].items():
-        names = list(rows["model"])
-        head = "".join(f"<th>{html.escape(n)}</th>" for n in names)
-        lines = "".join(
-            f"<tr><td>{html.escape(row)}</td>{''.join(f'<td>{values[n]:.2f}</td>' for n in names)}</tr>"
-            for row, values in rows.items()
-            if row != "reader"
+    for rows in measured.get("scenes", {}).values():
+        rows.pop("reader", None)
+    parts += [table(way, rows, columns) for way, rows in measured.get("scenes", {}).items()]
+    for way, rows in measured["means"].items():
+        parts.append(table(WAYS[way], turned(rows), columns, across=True))
+    if len(measured["directions"]) > len(measured["means"]):
+        each = (
+            table(f"{d['name']}, {d['way']}", turned(d["rows"]), columns, across=True)
+            for d in measured["directions"]
         )
-        parts.append(f"<table><tr><th>{html.escape(way)}</th>{head}</tr>{lines}</table><br>")
+        parts.append(f"<details><summary>each direction</summary>{''.join(each)}</details><br>")
+    if measured["styles"]:
+        parts.append(table("styles of", measured["styles"], columns))
+    if measured.get("clusters"):
+        parts.append(table("found domains", {"model": measured["clusters"]}, columns))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in measured["left out"])
+    parts.append(f"<details><summary>what is left out, and why</summary><ul>{notes}</ul></details>")
     return "".join(parts)
 
 
@@ -96,6 +112,52 @@ def domains(folder: RunFolder) -> str:
     if not (folder.path / "domains.html").is_file():
         return ""
     return '<p><a href="domains.html">The domains that were found</a></p>'
+
+
+WAYS = {
+    "latent": "random styles",
+    "reference": "styles of references",
+    "output": "mean of directions",
+}
+
+
+def turned(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Rows become columns."""
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return {name: {row: of[name] for row, of in rows.items() if name in of} for name in names}
+
+
+def table(
+    title: str,
+    rows: Mapping[str, Mapping[str, float]],
+    columns: Mapping[str, Mapping[str, str]],
+    across: bool = False,
+) -> str:
+    """A table of numbers; metrics are its columns, or with `across` its rows."""
+    heads = dict.fromkeys(name for row in rows.values() for name in row)
+
+    def name(text: str) -> str:
+        about = columns.get(text)
+        if about is None:
+            return html.escape(text)
+        says = f"{about['says']}; range {about['range']}; {about['source']}"
+        return (
+            f'<span title="{html.escape(says)}">{html.escape(text)} '
+            f"{ARROWS.get(about['better'], '')}</span>"
+        )
+
+    head = "".join(f"<th>{html.escape(h) if across else name(h)}</th>" for h in heads)
+    lines = "".join(
+        f"<tr><td>{name(row) if across else html.escape(row)}</td>"
+        + "".join(f"<td>{number(values.get(h))}</td>" for h in heads)
+        + "</tr>"
+        for row, values in rows.items()
+    )
+    return f"<table><tr><th>{html.escape(title)}</th>{head}</tr>{lines}</table><br>"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def speed(log: Sequence[Mapping[str, Any]]) -> str:

@@ -56,7 +56,7 @@ class FilePictures:
         self.files, self.cover, self.report, self.half = files, cover, report, half
         self.labels = labels
         self.kept: dict[int, np.ndarray] = {}
-        self.bytes = 0
+        self.bytes, self.room = 0, CACHE_BYTES
         self.bad: set[int] = set()
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class FilePictures:
         except DataProblem as error:
             self.refuse(index, str(error))
             return None
-        if self.bytes + image.nbytes <= CACHE_BYTES:
+        if self.bytes + image.nbytes <= self.room:
             self.kept[index] = image
             self.bytes += image.nbytes
         return image

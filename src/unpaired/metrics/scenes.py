@@ -15,7 +15,8 @@ Floors that stand beside them: the untranslated input (identity), an untrained n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unpaired.config import Run
 from unpaired.data.scenes import STYLES, Scenes
-from unpaired.errors import ConfigProblem
+from unpaired.errors import ConfigProblem, Problem
 from unpaired.method import Method
+from unpaired.metrics.features import cached
+from unpaired.metrics.validation import encoded
+from unpaired.progress import say
 from unpaired.translator import Translator, random_styles
 
-BINS, READER_SCENES, HELD_OUT = 8, 1500, 500
+BINS, READER_SCENES, HELD_OUT = 8, 1000, 500
 INPUTS, STYLES_EACH = 25, 64
 LEAST_IOU = 0.6  # on real scenes, below which a reader is not believed
 
@@ -43,7 +46,8 @@ class Reader(nn.Module):
         self.fine = block(3, w)
         self.middle = nn.Sequential(block(w, 2 * w, stride=2), block(2 * w, 2 * w))
         self.coarse = nn.Sequential(block(2 * w, 4 * w, stride=2), block(4 * w, 4 * w))
-        self.join_middle, self.join_fine = block(6 * w, 2 * w), block(3 * w, w)
+        self.from_coarse, self.from_middle = nn.Conv2d(4 * w, 2 * w, 1), nn.Conv2d(2 * w, w, 1)
+        self.join_middle, self.join_fine = block(2 * w, 2 * w), block(w, w)
         self.mask = nn.Conv2d(w, 1, 1)
         self.factors = nn.Sequential(nn.Linear(14 * w, 4 * w), nn.ReLU(), nn.Linear(4 * w, factors))
 
@@ -54,8 +58,9 @@ class Reader(nn.Module):
         coarse = self.coarse(middle)
         means = [m.mean((2, 3)) for m in (fine, middle, coarse)]
         spreads = [m.amax((2, 3)) for m in (fine, middle, coarse)]
-        h = self.join_middle(torch.cat([F.interpolate(coarse, size=middle.shape[2:]), middle], 1))
-        h = self.join_fine(torch.cat([F.interpolate(h, size=fine.shape[2:]), fine], 1))
+        h = F.interpolate(self.from_coarse(coarse), size=middle.shape[2:]) + middle
+        h = F.interpolate(self.from_middle(self.join_middle(h)), size=fine.shape[2:]) + fine
+        h = self.join_fine(h)
         return self.mask(h), self.factors(torch.cat(means + spreads, 1))
 
 
@@ -79,7 +84,7 @@ def real(
     return images.contiguous(memory_format=torch.channels_last), masks, factors
 
 
-def train_reader(domain: str, size: tuple[int, int], epochs: int = 6, batch: int = 30) -> Reader:
+def train_reader(domain: str, size: tuple[int, int], epochs: int = 8, batch: int = 30) -> Reader:
     """A reader of `domain`, trained on scenes that no run of seed below 1,000 sees."""
     x, masks, factors = real(domain, size, "train", READER_SCENES, seed=1000)
     torch.manual_seed(0)
@@ -145,6 +150,44 @@ class Direction:
             )
         self.own_coverage = coverage(read_factors.view(INPUTS, STYLES_EACH, -1))
         self.error = float((read_factors - factors).abs().mean())
+        self.references = x
+
+    def rows(
+        self,
+        method: Method,
+        untrained: Method,
+        source: int,
+        target: int,
+        ways: frozenset[str],
+        seed: int,
+    ) -> dict[str, dict[str, float]]:
+        """The model beside its floors: the untranslated input, an untrained network, one style for all."""
+        inputs = self.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)
+
+        def figures(network: Method, one_style: bool = False) -> dict[str, float]:
+            styles = None
+            if "latent" in ways:
+                styles = random_styles(network, len(inputs), target, seed + 1)
+            elif ways:
+                styles = encoded(network, self.references, target)
+            if styles is not None and one_style:
+                styles = styles[:1].expand_as(styles)
+            return self.figures(
+                translated(network, self.x, source, target, styles),
+                translated(network, inputs, source, target, styles),
+            )
+
+        return {
+            "model": figures(method),
+            "identity": self.figures(self.x, inputs),
+            "untrained": figures(untrained),
+            "one style": figures(method, one_style=True),
+            "reader": {
+                "IoU": round(self.own_iou, 4),
+                "coverage": round(self.own_coverage, 4),
+                "mean error": round(self.error, 4),
+            },
+        }
 
     def figures(self, one_each: Tensor, many: Tensor) -> dict[str, float]:
         """`one_each`: a translation of each held-out input; `many` (INPUTS * STYLES_EACH, ...): of the first inputs."""
@@ -176,58 +219,41 @@ def translated(
     )
 
 
-def evaluate(translator: Translator, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Both figures in both directions beside their floors, for a model that was trained on two domains of scenes."""
+def evaluate(
+    translator: Translator, seed: int = 0, say: Callable[[str], None] = say
+) -> dict[str, Any]:
+    """Both figures in every direction beside their floors, for a model of domains of the built-in scenes.
+
+    By random styles where a method has them, else by those of references. Raises `ConfigProblem` for images too small.
+    """
     run, method = translator.run, translator.method
-    check(run, translator.domains)
-    untrained = untrained_network(run, translator.domains)
+    untrained = run.build(tuple(translator.domains)).eval().to(translator.device)
     rows: dict[str, Any] = {}
     for target, to in enumerate(translator.domains):
-        source = 1 - target
-        name = f"{translator.domains[source]} to {to}"
-        reader = train_reader(to, run.data.hw)
-        d = Direction(translator.domains[source], to, run.data.hw, reader, run.train.seed)
-        inputs = d.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)
-
-        def figures(
-            network: Method,
-            one_style: bool,
-            d: Direction = d,
-            source: int = source,
-            target: int = target,
-            inputs: Tensor = inputs,
-        ) -> dict[str, float]:
-            styles = None
-            if "latent" in network.styles(source, target):
-                styles = random_styles(network, len(inputs), target, 1)
-                styles = styles[:1].expand_as(styles) if one_style else styles
-            return d.figures(
-                translated(network, d.x, source, target, styles),
-                translated(network, inputs, source, target, styles),
-            )
-
-        rows[name] = {
-            "model": figures(method, False),
-            "identity": d.figures(d.x, inputs),
-            "untrained": figures(untrained, False),
-            "one style": figures(method, True),
-            "reader": {
-                "IoU": round(d.own_iou, 4),
-                "coverage": round(d.own_coverage, 4),
-                "mean error": round(d.error, 4),
-            },
-        }
-        for row, values in rows[name].items():
-            say(f"{name:>22}  {row:>10}  " + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+        reader = None
+        for source, of in enumerate(translator.domains):
+            try:
+                ways = method.styles(source, target) - {"mean"} if source != target else None
+            except Problem:
+                ways = None  # a one-way method
+            if ways is None:
+                continue
+            reader = reader or trained_reader(to, run.data.hw, say)
+            d = Direction(of, to, run.data.hw, reader, run.train.seed)
+            rows[f"{of} to {to}"] = d.rows(method, untrained, source, target, ways, seed)
+            for row, values in rows[f"{of} to {to}"].items():
+                said = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
+                say(f"{of + ' to ' + to:>22}  {row:>10}  {said}")
     return rows
 
 
-def untrained_network(run: Run, domains: Sequence[str]) -> Method:
-    return run.build(tuple(domains)).eval()
-
-
-def check(run: Run, domains: Sequence[str]) -> None:
-    if run.data.root != "scenes" or len(domains) != 2:
-        raise ConfigProblem(
-            "These figures need a model of two domains of the built-in scenes: train with data.root=scenes."
-        )
+def trained_reader(domain: str, size: tuple[int, int], say: Callable[[str], None]) -> Reader:
+    """`train_reader`, kept in the cache: it depends on the domain, the size and how scenes are drawn."""
+    first = Scenes(domain, size, "train", 1000, READER_SCENES)
+    pixels = b"".join(first[i].image.tobytes() for i in range(8))
+    settings = {"reader": 2, "domain": domain, "size": list(size), "scenes": READER_SCENES}
+    key = {**settings, "pixels": hashlib.sha256(pixels).hexdigest()}
+    tensors = cached(key, lambda: dict(train_reader(domain, size).state_dict()), say)
+    reader = Reader(len(STYLES[domain]))
+    reader.load_state_dict(tensors)
+    return reader.eval()

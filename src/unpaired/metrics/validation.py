@@ -139,7 +139,7 @@ def style_gap(method: Method, target: int, real: Tensor, seed: int) -> tuple[flo
     number, its floor; None where a method has not both."""
     source = 1 - target if target < 2 else 0
     try:
-        if method.styles(source, target) != {"latent", "reference"} or len(real) < 2:
+        if not method.styles(source, target) >= {"latent", "reference"} or len(real) < 2:
             return None
     except Problem:
         return None

@@ -1,0 +1,441 @@
+"""Measuring a trained model: every direction, each way to a style, beside its floors, by a named protocol.
+
+`evaluate` is `unpaired evaluate` and `unpaired.evaluate`. What each number means: `metrics/table.py`, docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import unpaired
+from unpaired import page
+from unpaired.checkpoint import RunFolder, write_atomic
+from unpaired.config import nearest
+from unpaired.data.intake import escape
+from unpaired.errors import ConfigProblem, Problem
+from unpaired.method import Method
+from unpaired.metrics import scenes
+from unpaired.metrics.classifier import (
+    LEAST_ACCURACY,
+    LEAST_IMAGES,
+    MOST,
+    Trained,
+    train_classifier,
+)
+from unpaired.metrics.features import RESIZE, Features, load_distance, load_features, sha256
+from unpaired.metrics.images import Images, held_out, open_images, saved_run, trained_on
+from unpaired.metrics.matching import clustering
+from unpaired.metrics.rows import (
+    Direction,
+    Protocol,
+    Row,
+    Say,
+    Side,
+    Tools,
+    measured,
+    round_row,
+    styles,
+)
+from unpaired.metrics.table import metric
+from unpaired.metrics.validation import CHUNK, clusters_used
+from unpaired.progress import say
+from unpaired.translator import Translator
+
+FORMAT = "unpaired metrics 1"
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol("quick", "for a look within minutes", 250, 1, 1000, (25, 6), "all"),
+        Protocol("munit", "100 inputs, 19 pairs of outputs each", None, 1, None, (100, 38), "disjoint"),
+        Protocol("starganv2", "10 outputs of every input, all pairs", None, 10, None, (None, 10), "all"),
+        Protocol("tunit", "each domain from all others, 5 references each", None, 5, None, (100, 6), "all", "target"),
+    )
+}  # fmt: skip
+
+
+def evaluate(
+    run: str | PathLike[str],
+    data: str | Sequence[str] | None = None,
+    protocol: str = "quick",
+    features: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    lpips: Sequence[str | PathLike[str]] = (),
+    paired: bool = False,
+    seed: int = 0,
+    say: Say = say,
+) -> dict[str, Any]:
+    """Measures a run folder or a model.safetensors; returns what it writes into `metrics.json` beside the model.
+
+    data: other images than the run's, with its domains. protocol: quick, munit, starganv2 or tunit. features: files of
+    SqueezeNet 1.1 or Inception-v3, or "inception" to fetch it. lpips: files of a trunk and of heads. paired: held-out
+    images of equal name in two domains show the same thing. Raises `Problem`, and then has written nothing.
+    """
+    begun = time.monotonic()
+    if protocol not in PROTOCOLS:
+        raise ConfigProblem(f"--protocol: there is no '{protocol}': {nearest(protocol, PROTOCOLS)}")
+    translator = Translator.load(run)
+    path = Path(run)
+    folder = RunFolder(path) if path.is_dir() else None
+    method, config = translator.method, translator.run
+    tools = Tools(PROTOCOLS[protocol], seed, translator.device, say)
+    tools.features = [
+        load_features(Path(f), say).to(tools.device)
+        for f in ([features] if isinstance(features, str | PathLike) else features)
+    ]
+    about_lpips = None
+    if lpips:
+        net, about_lpips = load_distance([Path(p) for p in lpips])
+        tools.lpips = net.to(tools.device)
+    settings, dataset = open_images(
+        config, folder, translator.domains, [data] if isinstance(data, str) else data
+    )
+    split = held_out(dataset)
+    if split == "val":
+        tools.leave_out(
+            "there are no test images, so figures are of validation images, which judged the samples too."
+        )
+
+    def images(of: str, domain: int) -> Images:
+        return Images(dataset.splits[of][domain], settings.hw, settings.channels, dataset.listing)
+
+    own = [Side(d, images("train", i), images(split, i)) for i, d in enumerate(dataset.domains)]
+    if split == "test" and (n := trained_on(folder, [side.held for side in own])):
+        total = sum(len(side.held) for side in own)
+        tools.leave_out(
+            f"nothing, but {n} of {total} test images were trained on: figures flatter."
+        )
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "unpaired": unpaired.__version__,
+        "method": config.method.name,
+        "step": translator.step,
+        "model": {
+            "file": "model.safetensors" if folder else path.name,
+            "sha256": sha256(path / "model.safetensors" if folder else path),
+            "averaged": bool(config.train.ema),
+        },
+        "protocol": asdict(tools.protocol),
+        "seed": seed,
+        "split": split,
+        "data": {
+            "root": root_name(settings.root),
+            "size": list(settings.hw),
+            "resize": f"shorter side covers the size, {RESIZE}; the middle is cut out",
+            "domains": {
+                side.name: {
+                    "train": len(side.train),
+                    split: len(side.held),
+                    "digest": side.held.digest(),
+                }
+                for side in own
+            },
+        },
+    }
+    flip = settings.flip and settings.root != "scenes"
+    if config.method_class().layout == "unlabelled":
+        result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
+        learn_domains(by_label(own[0], dataset.labels), flip, tools)
+    else:
+        sides = own
+        learn_domains(sides, flip, tools)
+        learn_labels(sides, flip, tools)
+    result["directions"] = rows = []
+    untrained = config.build(method.domains).eval().to(tools.device)
+    for d, ways in directions(method, sides, tools):
+        rows += measured(method, untrained, d, ways, paired, tools)
+    if not rows:
+        tools.leave_out(
+            "every direction: fewer than two domains hold training and held-out images."
+        )
+    result["means"] = means(rows)
+    result["styles"] = styles(method, sides, tools)
+    if settings.root == "scenes" and config.method_class().layout != "unlabelled":
+        try:
+            result["scenes"] = scenes.evaluate(translator, seed, say)
+        except ConfigProblem as problem:  # images too small for its readers
+            tools.leave_out(str(problem))
+    missing_weights(tools)
+    result["networks"] = {f.name: f.about for f in tools.features}
+    if tools.lpips:
+        result["networks"][tools.lpips.name] = about_lpips
+    result["left out"] = tools.left_out
+    result["columns"] = columns(result)
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    target = (folder.path if folder else path.parent) / "metrics.json"
+    result = finite(result)
+    write_atomic(target, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    if folder:
+        page.write(folder, saved_run(config, folder), translator.step, alive=False)
+    return result
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+    """`unpaired evaluate`: measures, prints the means, writes `metrics.json` and the page of the run."""
+    result = evaluate(
+        args.run,
+        args.data,
+        args.protocol,
+        args.features,
+        args.lpips,
+        args.paired,
+        args.seed,
+        say,
+    )
+    for line in told(result):
+        say(line)
+    folder = args.run if args.run.is_dir() else args.run.parent
+    on_page = f", and on the page {folder / 'index.html'}" if args.run.is_dir() else ""
+    say(f"Written: {folder / 'metrics.json'}{on_page}")
+
+
+def root_name(root: str | tuple[str, ...] | None) -> str | list[str]:
+    """The folders' names, not where they lie on this machine."""
+    return Path(root or "").name if not isinstance(root, tuple) else [Path(r).name for r in root]
+
+
+# Domains ------------------------------------------------------------------------------------------
+
+
+def directions(
+    method: Method, sides: Sequence[Side], tools: Tools
+) -> Iterator[tuple[Direction, list[str]]]:
+    """Each direction that the method serves, with its ways to a style: latent, reference, or output without a style.
+
+    Found domains, and the protocol `tunit`, have a direction to each domain from all others, else from each other.
+    """
+    protocol = tools.protocol
+    pooled = protocol.to == "target" or method.layout == "unlabelled"
+    for target, side in enumerate(sides):
+        if not len(side.train) or not len(side.held):
+            tools.leave_out(f"to {escape(side.name)}: it holds no training or no held-out images.")
+            continue
+        others = [s for s in range(len(sides)) if s != target and len(sides[s].held)]
+        groups = [others] if pooled else [[s] for s in others]
+        for group in groups:
+            if not group:
+                continue
+            try:
+                ways = method.styles(group[0], target)
+            except Problem:
+                continue  # a one-way method
+            most = protocol.inputs
+            if protocol.to == "target":  # as many as the domains hold, halfway from least to most
+                sizes = [len(s.held) for s in sides if len(s.held)]
+                most = (min(sizes) + max(sizes)) // 2
+            share = None if most is None else max(1, most // len(group))
+            inputs = {s: sides[s].held.some(share) for s in group}
+            name = f"{sides[group[0]].name if len(group) == 1 else 'others'} to {side.name}"
+            d = Direction(name, inputs, target, side.train.some(protocol.real), side.held)
+            yield d, sorted(ways - {"mean"}) or ["output"]
+
+
+@torch.inference_mode()
+def found_domains(
+    method: Method, side: Side, labels: Sequence[str], tools: Tools
+) -> tuple[Row, list[Side]]:
+    """The images sorted by the domains that the method finds, and how well these agree with true labels."""
+
+    def assigned(images: Images) -> np.ndarray:
+        parts = [method.assign(x).argmax(1) for x, _ in images.batches(CHUNK, tools.device)]  # type: ignore[operator]
+        return torch.cat(parts).cpu().numpy()
+
+    train, held = assigned(side.train), assigned(side.held)
+    sides = [
+        Side(
+            name,
+            side.train.at(np.flatnonzero(train == k).tolist()),
+            side.held.at(np.flatnonzero(held == k).tolist()),
+        )
+        for k, name in enumerate(method.domains)
+    ]
+    row = {"clusters used": clusters_used(method, side.held.tensor(tools.device)) or math.nan}
+    true = np.array([side.held.pictures.label(place) for place in side.held.places])
+    known = true >= 0
+    if labels and known.any():
+        agreement = clustering(true[known], held[known])
+        row |= {"NMI": agreement.nmi, "ARI": agreement.ari}
+        if len(labels) == len(sides):
+            row["cluster accuracy"] = agreement.accuracy
+        else:
+            tools.leave_out(
+                f"cluster accuracy: {len(sides)} clusters and {len(labels)} labels cannot be matched one to one."
+            )
+    else:
+        tools.leave_out(
+            "cluster accuracy, NMI, ARI: no true labels are known; train with data.labels=folders or a CSV."
+        )
+    return round_row(row), sides
+
+
+def by_label(side: Side, labels: Sequence[str]) -> list[Side]:
+    """The images of one folder, sorted by their true labels."""
+
+    def of(images: Images, label: int) -> Images:
+        known = [images.pictures.label(place) for place in images.places]
+        return images.at([i for i, found in enumerate(known) if found == label])
+
+    return [Side(n, of(side.train, k), of(side.held, k)) for k, n in enumerate(labels)]
+
+
+# Classifiers --------------------------------------------------------------------------------------
+
+
+def learn_domains(sides: Sequence[Side], flip: bool, tools: Tools) -> None:
+    """A classifier of the domains: its features carry distances, its answers say how many outputs are of the target."""
+    if len(sides) < 2:
+        tools.leave_out(
+            "distances (classifier): a classifier needs two domains or labels of the images."
+        )
+        return
+    trained = learn({s.name: s for s in sides}, flip, "distances (classifier)", tools)
+    if trained is None:
+        return
+    tools.domains = trained
+    about = {"accuracy": round(trained.accuracy, 4), "images": trained.images}
+    tools.features.insert(0, Features("classifier", Pooled(trained), trained.side, about))
+
+
+class Pooled(torch.nn.Module):
+    """The features of a trained classifier."""
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.trained = trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trained.features(x)
+
+
+def learn_labels(sides: Sequence[Side], flip: bool, tools: Tools) -> None:
+    """For each target whose images lie in folders of their own, a classifier of these."""
+    lacking = []
+    for target, side in enumerate(sides):
+        train, held = np.array(side.train.labels()), np.array(side.held.labels())
+        names = sorted(set(train.tolist()) - {""})
+        if len(names) < 2:
+            lacking.append(side.name)
+            continue
+        parts = {
+            name: Side(
+                name,
+                side.train.at(np.flatnonzero(train == name).tolist()),
+                side.held.at(np.flatnonzero(held == name).tolist()),
+            )
+            for name in names
+        }
+        if trained := learn(parts, flip, f"IS, CIS and label kept to {side.name}", tools):
+            tools.labels[target] = trained, names
+    if lacking:
+        tools.leave_out(
+            f"IS, CIS, label kept to {', '.join(map(escape, lacking))}: they need a folder for each label inside the "
+            "folder of the domain."
+        )
+
+
+def learn(parts: Mapping[str, Side], flip: bool, what: str, tools: Tools) -> Trained | None:
+    """A classifier of `parts` where there are images enough and it is right often enough, else a sentence."""
+    few = min(parts, key=lambda name: len(parts[name].train))
+    if len(parts[few].train) < LEAST_IMAGES:
+        tools.leave_out(
+            f"{what}: {escape(few)} has {len(parts[few].train)} training images, and a classifier needs {LEAST_IMAGES}."
+        )
+        return None
+    most = MOST // len(parts)
+    train = [part.train.some(most) for part in parts.values()]
+    held = [part.held.some(most) for part in parts.values()]
+    key = " ".join(images.digest() for images in train)
+    trained = train_classifier(
+        [of.pixels() for of in train], [of.pixels() for of in held], flip, key, tools.say
+    )
+    tools.say(
+        f"Classifier of {', '.join(map(escape, parts))}: {trained.accuracy:.1%} of held-out images right."
+    )
+    if trained.accuracy < LEAST_ACCURACY:
+        tools.leave_out(
+            f"{what}: the classifier is right for {trained.accuracy:.0%} of the held-out images only, and below "
+            f"{LEAST_ACCURACY:.0%} its numbers are not believed."
+        )
+        return None
+    return trained.to(tools.device)
+
+
+# What is told -------------------------------------------------------------------------------------
+
+
+def told(result: Mapping[str, Any]) -> Iterator[str]:
+    """The means of the model and its floors as lines: a metric each."""
+    for way, rows in result["means"].items():
+        yield f"{way:<34}" + "".join(f"{name:>14}" for name in rows)
+        for column in rows["model"]:
+            cells = [rows[name].get(column) for name in rows]
+            arrow = metric(column).arrow or " "
+            yield f"{arrow} {column:<32}" + "".join(
+                " " * 14 if v is None else f"{v:>14.4g}" for v in cells
+            )
+    for name, value in result.get("clusters", {}).items():
+        yield f"{metric(name).arrow or ' '} {name:<32}{value:>14.4g}"
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Row]]:
+    """For each way the mean over the directions of every metric that all of them have."""
+    found: dict[str, dict[str, Row]] = {}
+    for way in dict.fromkeys(r["way"] for r in rows):
+        of = [r["rows"] for r in rows if r["way"] == way]
+        found[way] = {
+            name: {
+                column: round(sum(r[name][column] for r in of) / len(of), 6)
+                for column in of[0][name]
+                if all(column in r[name] for r in of)
+            }
+            for name in of[0]
+        }
+    return found
+
+
+def missing_weights(tools: Tools) -> None:
+    """What weights would add."""
+    if all(f.name == "classifier" for f in tools.features):
+        tools.leave_out(
+            "distances on ImageNet features: say --features FILE with the published weights of SqueezeNet 1.1, or "
+            "--features inception for FID."
+        )
+    if tools.lpips is None:
+        tools.leave_out(
+            "LPIPS diversity and PS: say --lpips with the files of a trunk (SqueezeNet 1.1, VGG-16 or AlexNet) and of "
+            "LPIPS's heads for it."
+        )
+
+
+def columns(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Direction, range and source of every number in the result."""
+    rows = [row for d in result["directions"] for row in d["rows"].values()]
+    rows += [*result["styles"].values(), result.get("clusters", {})]
+    names = dict.fromkeys(name for row in rows for name in row)
+    if "scenes" in result:
+        names |= dict.fromkeys(["content kept", "styles covered"])
+    found = {}
+    for name in names:
+        m = metric(name)
+        found[name] = {"better": m.better, "range": m.range, "source": m.source, "says": m.says}
+    return found
+
+
+def finite(value: Any) -> Any:
+    """JSON has no nan: it becomes null."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
