@@ -104,11 +104,12 @@ def manifold(real: Tensor, fake: Tensor, k: int = 5) -> Manifold:
     precision: share of fakes in a ball of a real one. recall: of real ones in a ball of a fake. density: in how many
     of the k balls that one expects a fake lies. coverage: share of real balls that hold a fake.
     """
-    real, fake = real.double(), fake.double()
+    middle = real.double().mean(0)  # small numbers keep the products of `near` exact
+    real, fake = real.double() - middle, fake.double() - middle
     radius_real, radius_fake = radii(real, k), radii(fake, k)
     held, covered, recalled = torch.zeros(len(fake)), [], []
     for rows, radius in zip(real.split(BLOCK), radius_real.split(BLOCK), strict=True):
-        d = distances(rows, fake)  # (rows, M)
+        d = near(rows, fake)  # (rows, M)
         inside = d < radius[:, None]
         held += inside.sum(0).cpu()
         covered.append(inside.any(1))
@@ -123,8 +124,13 @@ def manifold(real: Tensor, fake: Tensor, k: int = 5) -> Manifold:
 
 def radii(x: Tensor, k: int) -> Tensor:
     """The distance of each vector to its k-th neighbour, itself not counted, (N,)."""
-    nearest = [distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(BLOCK)]
+    nearest = [near(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(BLOCK)]
     return torch.cat(nearest)
+
+
+def near(x: Tensor, y: Tensor) -> Tensor:
+    """`distances` by products, ten times as fast for long vectors; equal ones come out at about 1e-7, not 0."""
+    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
