@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from running import apart, figures_table, measured, trained
+from running import apart, figures_table, measured, tools, trained, weights
 
 OUT = Path("runs/ablation_dsm")
 RUNS = {
@@ -64,7 +64,7 @@ def compare(name: str, data: Sequence[object], args: argparse.Namespace) -> str:
             f"train.steps={args.steps}",
         ]
         step = trained(folder, *words, "data.size=32", *args.settings, minutes=args.minutes)
-        figures[run], notes[run] = measured(folder, step), str(step)
+        figures[run], notes[run] = measured(folder, step, *tools(args)), str(step)
     parts = [f"## {name}\n"]
     for way, title in WAYS.items():
         rows = {run: f.get("means", {}).get(way, {}).get("model", {}) for run, f in figures.items()}
@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--minutes", type=float, default=15, help="of a run, at most")
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
+    weights(p)
     args = apart(p, argv)
     if unknown := set(args.only or ()) - RUNS.keys():
         raise SystemExit(f"There is no run {unknown.pop()!r}: choose from {', '.join(RUNS)}.")

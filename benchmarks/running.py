@@ -24,6 +24,18 @@ def apart(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Na
     return args
 
 
+def weights(p: argparse.ArgumentParser) -> None:
+    """The options that name weights for measuring."""
+    for option in ("--features", "--lpips"):
+        p.add_argument(option, nargs="+", default=[], metavar="FILE", help="as for evaluate")
+
+
+def tools(args: argparse.Namespace) -> list[str]:
+    """Those that were named, as words of `unpaired evaluate`."""
+    named = {"--features": args.features, "--lpips": args.lpips}
+    return [word for option, files in named.items() if files for word in (option, *files)]
+
+
 def start(*words: object) -> subprocess.Popen[bytes]:
     """A command of the tool, in a process of its own."""
     return subprocess.Popen([sys.executable, "-m", "unpaired", *map(str, words)])

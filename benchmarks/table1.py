@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from running import apart, figures_table, measured, trained
+from running import apart, figures_table, measured, tools, trained, weights
 
 OUT = Path("runs/table1")
 RUNS = {  # as in the paper's table, then what it does not have
@@ -42,6 +42,8 @@ COLUMNS = (
     "content kept",
     "paired error",
 )
+
+DIVERSITY = ("pixel diversity", "LPIPS diversity")
 
 
 def emoji(root: Path) -> Path:
@@ -75,7 +77,7 @@ def row_of(figures: Mapping, direction: str, row: str = "model") -> dict[str, fl
 def compare(name: str, data: Sequence[object], direction: str, args: argparse.Namespace) -> str:
     """Trains and measures all runs on one set; the table."""
     rows: dict[str, dict[str, float]] = {}
-    notes = {}
+    notes, fixed = {}, []
     for run, (method, *settings) in RUNS.items():
         if args.only and run not in args.only:
             continue
@@ -90,9 +92,15 @@ def compare(name: str, data: Sequence[object], direction: str, args: argparse.Na
             f"train.steps={args.steps}",
         ]
         step = trained(folder, *words, "data.size=32", *args.settings, minutes=args.minutes)
-        figures = measured(folder, step, *(["--paired"] if name == "emoji" else []))
+        paired = ["--paired"] if name == "emoji" else []
+        figures = measured(folder, step, *paired, *tools(args))
         rows[run], notes[run] = row_of(figures, direction), str(step)
+        if any((d["name"], d["way"]) == (direction, "output") for d in figures["directions"]):
+            fixed.append(run)
         real = row_of(figures, direction, "real images")
+    varied = {c for row in rows.values() for c in row if c.partition(" (")[0] in DIVERSITY}
+    for run in fixed:
+        rows[run] |= dict.fromkeys(varied or DIVERSITY[:1], 0.0)  # one output is no variety
     rows["real images"] = real
     return f"## {name}: {direction}\n\n" + figures_table(rows, COLUMNS, notes)
 
@@ -103,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--minutes", type=float, default=10, help="of a run, at most")
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
+    weights(p)
     args = apart(p, argv)
     if unknown := set(args.only or ()) - RUNS.keys():
         raise SystemExit(f"There is no run {unknown.pop()!r}: choose from {', '.join(RUNS)}.")
