@@ -1,0 +1,240 @@
+"""What TUNIT finds without labels, and with few: the agreement of its domains with the true labels, beside k-means.
+
+    python benchmarks/no_labels.py --digits digits.npz --emoji DIR --squeezenet FILE.safetensors
+
+Digits (MNIST, 10 domains, three seeds; joint against separate training; 1%, 10% and 100% of the labels), three kinds of
+digits (MNIST, USPS, MNIST-M: 3 domains), three kinds of emoji, scenes of seven domains. 32 px, preset small, at most 15
+minutes a run. Stop and start it at will: finished runs are not repeated. Without --digits or --emoji their rows are
+left out, without --squeezenet the k-means on its features. Writes runs/no_labels/<run> and runs/no_labels/table.md;
+figures are of the test images, which no run has seen. More words are settings of all runs.
+
+--digits: arrays <set>_<x|y>_<train|test>, uint8, of mnist, usps and mnistm. --emoji: DIR/train/<kind>, DIR/test/<kind>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from running import apart, start, status, table, trained
+
+from unpaired.config import load
+from unpaired.data.datasets import open_dataset
+from unpaired.metrics.matching import clustering
+
+OUT = Path("runs/no_labels")
+SCENES = "outline, painted, mosaic, neon, chalk, blueprint, watercolour"
+DIGITS = ("method.clusters=10", "data.flip=false")
+KINDS = ("method.clusters=3", "data.flip=false", "data.jitter=false")  # colour tells kinds apart
+SOME = "method.labels=some"
+
+
+class Entry(NamedTuple):
+    data: str  # digits, kinds, emoji or scenes
+    settings: tuple[str, ...]
+
+
+RUNS = {
+    **{f"digits, seed {s}": Entry("digits", (*DIGITS, f"train.seed={s}")) for s in range(3)},
+    "digits, separate": Entry("digits", (*DIGITS, "method.training=separate")),
+    **{
+        f"digits, {share:.0%} of the labels": Entry(
+            "digits", (*DIGITS, SOME, f"data.labelled={share}")
+        )
+        for share in (0.01, 0.1, 1.0)
+    },
+    "three kinds of digits": Entry("kinds", KINDS),
+    "three kinds of emoji": Entry("emoji", KINDS),
+    "scenes": Entry("scenes", ("method.clusters=7", "data.jitter=false", "data.count=500")),
+}
+
+
+def digits(file: Path, kinds: bool) -> Path:
+    """The arrays as folders of images: by digit, or MNIST, USPS and MNIST-M in equal numbers."""
+    target = OUT / "data" / ("kinds" if kinds else "digits")
+    if (target / "complete").exists():
+        return target
+    arrays = np.load(file)
+    sets = ("mnist", "usps", "mnistm") if kinds else ("mnist",)
+    for split in ("train", "test"):
+        n = min(len(arrays[f"{s}_y_{split}"]) for s in sets)
+        for s in sets:
+            x, y = arrays[f"{s}_x_{split}"][:n], arrays[f"{s}_y_{split}"][:n]
+            for i, (image, digit) in enumerate(zip(x, y, strict=True)):
+                folder = target / split / (s if kinds else str(int(digit)))
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{i}.png")
+    (target / "complete").touch()
+    return target
+
+
+def data_words(name: str, args: argparse.Namespace) -> list[str] | None:
+    """How `unpaired train` is told of a set; None where it was not given."""
+    if name == "scenes":
+        return ["data.root=scenes", f"data.domains=[{SCENES}]"]
+    given = args.emoji if name == "emoji" else args.digits
+    if given is None:
+        return None
+    root = given if name == "emoji" else digits(given, name == "kinds")
+    return [f"data.root={root.resolve()}"]
+
+
+def measured(run: Path, step: int) -> dict[str, float]:
+    """Agreement of the found domains with the labels of the test images, by `unpaired domains`."""
+    file = run / "domains.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("step") != step or "agreement" not in known.get("splits", {}).get("test", {}):
+        if code := start("domains", run, "--labels", "folders").wait():
+            raise SystemExit(code)
+        known = json.loads(file.read_text())
+    test = known["splits"]["test"]
+    used = sum(n > 0.1 * test["images"] / len(test["sizes"]) for n in test["sizes"])
+    return test["agreement"] | {"used": used}
+
+
+# k-means -----------------------------------------------------------------------------------------
+
+
+def baseline(words: Sequence[str], K: int, squeezenet: Path | None) -> dict[str, float]:
+    """k-means of the training images, and the agreement of the test images' nearest centres with their labels."""
+    data = load(None, [*words, "data.size=32", "data.labels=folders"], method={"name": "tunit"})
+    dataset = open_dataset(data.data, "unlabelled")
+    x, y = {}, {}
+    for split in ("train", "test"):
+        (pictures,) = dataset.splits[split]
+        x[split] = np.stack([middle(pictures.read(i)) for i in range(len(pictures))])
+        y[split] = np.array([pictures.label(i) for i in range(len(pictures))])
+    features = {k: squeezed(v, squeezenet) if squeezenet else flat(v) for k, v in x.items()}
+    centres = kmeans(features["train"], K)
+    return clustering(y["test"], nearest(features["test"], centres)[0])._asdict()
+
+
+def middle(image: np.ndarray, side: int = 32) -> np.ndarray:
+    top, left = ((n - side) // 2 for n in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+@torch.inference_mode()
+def squeezed(images: np.ndarray, file: Path) -> np.ndarray:
+    """The 512 pooled features of SqueezeNet 1.1, (N, 512), of images enlarged to 64 px."""
+    from safetensors.torch import load_file
+
+    from unpaired.networks.squeezenet import SqueezeFeatures
+
+    net = SqueezeFeatures().eval()
+    net.load_state_dict(load_file(file))
+    parts = []
+    for part in np.array_split(images, max(1, len(images) // 100)):
+        t = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts.append(net(torch.nn.functional.interpolate(t, size=64, mode="bilinear")))
+    return torch.cat(parts).numpy()
+
+
+def kmeans(
+    x: np.ndarray, K: int, restarts: int = 5, rounds: int = 100, seed: int = 0
+) -> np.ndarray:
+    """Centres (K, d): Lloyd's algorithm from k-means++ starts, the best of several."""
+    rng, best = np.random.default_rng(seed), (np.inf, x[:K])
+    for _ in range(restarts):
+        centres = x[rng.integers(len(x), size=1)]
+        while len(centres) < K:
+            away = nearest(x, centres)[1]
+            p = away / away.sum() if away.sum() else None
+            centres = np.concatenate([centres, x[rng.choice(len(x), size=1, p=p)]])
+        for _ in range(rounds):
+            member, away = nearest(x, centres)
+            moved = np.stack(
+                [x[member == k].mean(0) if (member == k).any() else centres[k] for k in range(K)]
+            )
+            if np.allclose(moved, centres, atol=1e-6):
+                break
+            centres = moved
+        if away.sum() < best[0]:
+            best = (float(away.sum()), centres)
+    return best[1]
+
+
+def nearest(x: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest centre of each point, and the squared distance to it."""
+    square = (x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1)
+    return square.argmin(1), square.min(1).clip(min=0).astype(np.float64)
+
+
+# The table ---------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description="What TUNIT finds without labels, and with few.")
+    p.add_argument("--digits", type=Path, metavar="FILE.npz")
+    p.add_argument("--emoji", type=Path, metavar="DIR")
+    p.add_argument("--squeezenet", type=Path, metavar="FILE", help="features for k-means")
+    p.add_argument("--steps", type=int, help="of a run (default: those of the preset)")
+    p.add_argument("--minutes", type=float, default=15, help="of a run, at most")
+    p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
+    args = apart(p, argv)
+    if unknown := set(args.only or ()) - RUNS.keys():
+        raise SystemExit(f"There is no run {unknown.pop()!r}: choose from {', '.join(RUNS)}.")
+    rows = []
+    for name, entry in RUNS.items():
+        words = data_words(entry.data, args)
+        if words is None or (args.only and name not in args.only):
+            continue
+        K = int(entry.settings[0].partition("=")[2])
+        if name in ("digits, seed 0", "three kinds of digits", "three kinds of emoji", "scenes"):
+            rows += baselines(entry.data, [*words, *entry.settings], K, args)
+        run = OUT / name.replace(", ", "-").replace(" ", "-").replace("%", "")
+        steps = [f"train.steps={args.steps}"] if args.steps else []
+        command = ["--method", "tunit", "--preset", "small", "data.labels=folders"]
+        step = trained(
+            run, *command, *words, *entry.settings, *steps, *args.settings, minutes=args.minutes
+        )
+        cut = " (stopped)" if status(run)["status"] != "done" else ""
+        minutes = json.loads((run / "seconds.json").read_text()) / 60
+        row = measured(run, step)
+        used = f"{row['used']} of {K}"
+        rows.append([name, *cells(row), used, f"{step}{cut}", f"{minutes:.1f}"])
+        write(rows)
+    print(write(rows))
+
+
+def baselines(
+    data: str, words: Sequence[str], K: int, args: argparse.Namespace
+) -> list[list[object]]:
+    """The rows of k-means on a set, measured once."""
+    rows: list[list[object]] = []
+    for kind, file in (("pixels", None), ("SqueezeNet features", args.squeezenet)):
+        if kind != "pixels" and file is None:
+            continue
+        kept = OUT / f"kmeans-{data}-{kind.split()[0]}.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(baseline(words, K, file)))
+        rows.append(
+            [f"{data}: k-means on {kind}", *cells(json.loads(kept.read_text())), "", "", ""]
+        )
+    return rows
+
+
+def cells(row: dict[str, float]) -> list[str]:
+    return [f"{row[k]:.3f}" for k in ("accuracy", "nmi", "ari")]
+
+
+def write(rows: Sequence[Sequence[object]]) -> str:
+    text = table(["run", "accuracy", "NMI", "ARI", "domains in use", "steps", "minutes"], rows)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "table.md").write_text(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()
