@@ -518,6 +518,7 @@ C, D, CG, G = (
         ({"labels": "some"}, 34, [("C", {"style_C", "MI", "CE", *SHARES})]),
         ({"labels": "some"}, 35, [("C", {"style_C", "MI", "CE", *SHARES}), D, CG]),
         ({"labels": "all"}, 0, [("C", {"style_C"}), D, CG]),
+        ({"labels": "all", "first_stage": 0.5}, 0, [("C", {"style_C"}), D, CG]),
     ],
 )
 @pytest.mark.parametrize("steps", [200, 2000])
@@ -749,9 +750,9 @@ def test_bf16_keeps_codes_and_penalty_in_full_precision():
 @pytest.mark.parametrize("preset", ["paper", "small"])
 def test_presets(preset):
     run = resolve({"method": {"name": "tunit"}, "preset": preset})
-    assert run.method.first_stage == 0.325
+    assert run.method.first_stage == {"paper": 0.325, "small": 0.65}[preset]
     assert run.optimizer("C").kind == "adam" and run.optimizer("G").kind == "rmsprop"
-    assert run.optimizer("C").weight_decay == {"paper": 1e-3, "small": 0}[preset]
+    assert run.optimizer("C").weight_decay == 1e-3
     assert run.optimizer("C").betas == (0.9, 0.999)
     semi = resolve({"method": {"name": "tunit", "labels": "some"}, "preset": preset})
-    assert semi.method.first_stage == 0.175
+    assert semi.method.first_stage == {"paper": 0.175, "small": 0.65}[preset]

@@ -54,7 +54,7 @@ from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32, frozen
 from unpaired.networks.tunit import Discriminator, Generator, GuidingNetwork
 
-FIRST_STAGE = {"none": 65 / 200, "some": 35 / 200, "all": 0.0}
+FIRST_STAGE = {"none": 65 / 200, "some": 35 / 200}
 CONTENT = 16  # px, the side that the generator halves an image to
 SMALLEST = 32  # px, the least that C can halve five times
 
@@ -65,8 +65,8 @@ class Config(MethodConfig):
     clusters: int = Field(10, ge=2)  # K, the number of pseudo-domains
     labels: Literal["none", "some", "all"] = "none"  # unsupervised, semi-supervised, supervised
     training: Literal["joint", "separate"] = "joint"  # does C go on learning once G and D play?
-    # Fractions of the run: C is alone until `first_stage` (0.325, 0.175 or 0, by `labels`); where
-    # some images have labels, L_MI comes in at `labels_only`.
+    # Fractions of the run: C is alone until `first_stage` (0.325, or 0.175 where some images have
+    # labels; never where all have), and with some labels L_MI comes in at `labels_only`.
     first_stage: float = Field(FIRST_STAGE["none"], ge=0, le=1)
     labels_only: float = Field(20 / 200, ge=0, le=1)
     lambda_adv: float = Field(1.0, ge=0)
@@ -123,6 +123,7 @@ class TUNIT(Method):
         "small": {
             "method": {
                 "normalise": True,
+                "first_stage": 0.65,  # C learns little in few steps, and its steps are cheap
                 "style_dim": 32,
                 "mlp_dim": 64,
                 "dim": 16,
@@ -130,12 +131,12 @@ class TUNIT(Method):
                 "d_dim": 16,
                 "d_max_dim": 64,
             },
-            "data": {"size": 32, "batch": 32},
+            "data": {"size": 32, "batch": 64},
             "optim": {
                 "default": {"kind": "rmsprop", "lr": 2e-4, "weight_decay": 1e-4},
-                "C": {"kind": "adam", "lr": 5e-4, "betas": [0.9, 0.999], "weight_decay": 0.0},
+                "C": {"kind": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 1e-3},
             },
-            "train": {"steps": 3000, "ema": 0.99, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 2000, "ema": 0.99, "save_every": 500, "sample_every": 500},
         },
     }
 
@@ -168,7 +169,7 @@ class TUNIT(Method):
         x, x_tf = batch["x"], batch["x_tf"]
         unlabelled = x.new_full((len(x),), -1, dtype=torch.long)
         y = unlabelled if self.config.labels == "none" else batch["y"]
-        alone = step.fraction < self.config.first_stage
+        alone = self.config.labels != "all" and step.fraction < self.config.first_stage
         C_: Any = self.ema["C"]
         with torch.no_grad(), C_.passing():
             k, _ = C_(x_tf)
