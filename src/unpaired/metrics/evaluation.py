@@ -49,7 +49,7 @@ from unpaired.metrics.rows import (
     styles,
 )
 from unpaired.metrics.table import metric
-from unpaired.metrics.validation import CHUNK, clusters_used
+from unpaired.metrics.validation import CHUNK, effective_number
 from unpaired.progress import say
 from unpaired.translator import Translator
 
@@ -260,7 +260,7 @@ def found_domains(
         )
         for k, name in enumerate(method.domains)
     ]
-    row = {"clusters used": clusters_used(method, side.held.tensor(tools.device)) or math.nan}
+    row = {"clusters used": effective_number(torch.from_numpy(held))}
     true = np.array([side.held.pictures.label(place) for place in side.held.places])
     known = true >= 0
     if labels and known.any():

@@ -169,7 +169,8 @@ class Direction:
             if "latent" in ways:
                 styles = random_styles(network, len(inputs), target, seed + 1)
             elif ways:
-                styles = encoded(network, self.references, target)
+                device = next(network.parameters()).device
+                styles = encoded(network, self.references.to(device), target)
             if styles is not None and one_style:
                 styles = styles[:1].expand_as(styles)
             return self.figures(
@@ -205,18 +206,14 @@ class Direction:
 def translated(
     method: Method, x: Tensor, source: int, target: int, styles: Tensor | None
 ) -> Tensor:
-    """Translations of images (N, ...) under the first N of the styles."""
-    return torch.cat(
-        [
-            method.translate(
-                x[i : i + 100],
-                source,
-                target,
-                None if styles is None else styles[: len(x)][i : i + 100],
-            )
-            for i in range(0, len(x), 100)
-        ]
-    )
+    """Translations of images (N, ...) under the first N of the styles, on the CPU, where the readers are."""
+    device = next(method.parameters()).device
+    parts = []
+    for i in range(0, len(x), 100):
+        part = x[i : i + 100].to(device)
+        style = None if styles is None else styles[: len(x)][i : i + 100].to(device)
+        parts.append(method.translate(part, source, target, style).cpu())
+    return torch.cat(parts)
 
 
 def evaluate(

@@ -157,7 +157,11 @@ def clusters_used(method: Method, x: Tensor) -> float | None:
     assign = getattr(method, "assign", None)
     if assign is None:
         return None
-    found = torch.cat([assign(part).argmax(1) for part in x.split(CHUNK)])
+    return effective_number(torch.cat([assign(part).argmax(1) for part in x.split(CHUNK)]))
+
+
+def effective_number(found: Tensor) -> float:
+    """exp of the entropy of how often each number occurs among `found` (N,)."""
     share = found.bincount().double() / len(found)
     share = share[share > 0]
     return float((-(share * share.log()).sum()).exp())
