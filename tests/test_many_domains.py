@@ -59,10 +59,9 @@ def test_one_domain_is_refused(name, tmp_path, capsys):
     assert f"{name} needs two or more domains" in one_line(capsys)
 
 
-@pytest.mark.parametrize("name", ["stargan_v2", "dsm"])
-def test_a_domain_of_one_image_trains_and_is_told(name, tmp_path, capsys):
+def test_a_domain_of_one_image_trains_and_is_told(tmp_path, capsys):
     root = folders(tmp_path / "data", {"cats": 5, "dogs": 5, "the only one": 1})
-    assert main(command(name, root, tmp_path / "run")) == 0
+    assert main(command("dsm", root, tmp_path / "run")) == 0
     assert "the only one has only 1 training images" in capsys.readouterr().out
     t = Translator.load(tmp_path / "run")
     assert t.domains == ("cats", "dogs", "the only one") and t.step == 2
@@ -95,8 +94,8 @@ def test_a_hundred_domains_of_ten_images(tmp_path, monkeypatch):
     assert len(report.counts["train"]) == 100
     assert sum("training images" in w for w in report.warnings) == 1
     assert "100 domains have fewer than 100 training images" in " ".join(report.warnings)
-    assert main(command("stargan_v2", root, tmp_path / "run", "data.batch=8")) == 0
-    sheets = list((tmp_path / "run" / "samples").glob("*-00000002.png"))
+    assert main(command("stargan_v2", root, tmp_path / "run", "data.batch=8", "train.steps=1")) == 0
+    sheets = list((tmp_path / "run" / "samples").glob("*-00000001.png"))
     assert len(sheets) == 2 * 2
     t = Translator.load(tmp_path / "run")
     image = root / "d00" / "0.png"
