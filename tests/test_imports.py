@@ -13,7 +13,7 @@ LAYERS = [  # from the ground up; a module imports from its own layer or below
     {"method", "losses", "checkpoint"},  # the checkpoint knows tensors and files, no method
     {"networks"},
     {"methods", "registry", "official"},
-    {"config", "data", "progress", "pictures"},
+    {"config", "data", "progress", "pictures", "alarms"},
     {"translator", "export", "page"},
     {"metrics", "translate"},
     {"domains"},

@@ -108,6 +108,8 @@ class Train(Section):
     log_every: int = Field(50, ge=1)
     sample_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
+    evaluate_every: int = Field(1000, ge=1)  # quick figures on validation images, for alarms
+    best: Literal["SWD", "cycle error", "paired error", "style gap"] = "SWD"  # keeps a checkpoint
     keep: int = Field(2, ge=1)  # checkpoints that are kept
     tensorboard: bool = False  # needs the extra `log`
 
@@ -190,6 +192,8 @@ SAFE: tuple[str, ...] = (
     "train.sample_every",
     "train.save_every",
     "train.keep",
+    "train.evaluate_every",
+    "train.best",
     "train.steps",
 )
 SAFE += (

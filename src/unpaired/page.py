@@ -43,18 +43,21 @@ def document(title: str, body: str, refresh: int = 0) -> str:
 
 def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
     """Writes the page anew; while the run is alive the page reloads itself."""
-    log = [r for r in folder.read_log() if "losses" in r]
+    records = folder.read_log()
+    log = [r for r in records if "losses" in r]
     state = "training" if alive else "done"
     parts = [
         f"<h1>{html.escape(run.method.name)} <span class=soft>· {html.escape(folder.path.name)}</span></h1>",
         f"<p class=soft>{state}, step {step} of {run.train.steps}{speed(log)}</p>",
         f"<progress max={run.train.steps} value={step}></progress>",
+        alarms(records),
         "<h2>Samples</h2><p class=soft>Held-out inputs at the left, always the same inputs and styles.</p>",
         samples(folder),
         figures(folder),
         domains(folder),
         "<h2>Curves</h2>",
         curves(log),
+        validation(records),
         "<h2>Config</h2>",
         f"<p class=soft><code>unpaired translate {html.escape(str(folder.path))} IMAGE --to DOMAIN</code></p>",
         "<p class=soft>Images are worked with their shorter side at the training size; --size chooses another. "
@@ -158,6 +161,23 @@ def table(
 
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def alarms(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the run sounded alarm for, and where it went back."""
+    told = [
+        (r["step"], r.get("text") or r["rollback"])
+        for r in records
+        if r.keys() & {"alarm", "rollback"}
+    ]
+    lines = "".join(f"<li>Step {step}: {html.escape(text)}</li>" for step, text in told)
+    return f"<h2>Alarms</h2><ul class=alarms>{lines}</ul>" if told else ""
+
+
+def validation(records: Sequence[Mapping[str, Any]]) -> str:
+    """The quick figures on validation images, over the steps."""
+    figures = [{"step": r["step"], "losses": r["figures"]} for r in records if "figures" in r]
+    return f"<h2>On validation images</h2>{curves(figures)}" if figures else ""
 
 
 def speed(log: Sequence[Mapping[str, Any]]) -> str:

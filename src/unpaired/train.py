@@ -15,11 +15,19 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from unpaired import page
+from unpaired import alarms, page
 from unpaired.checkpoint import RunFolder, load_model, save_model, write_atomic
 from unpaired.config import Optim, Run, nearest
 from unpaired.data.augment import View
-from unpaired.data.batches import Batches, FilePictures, check_layout, loader, to_device
+from unpaired.data.batches import (
+    Batches,
+    FilePictures,
+    Shifted,
+    check_layout,
+    loader,
+    middle,
+    to_device,
+)
 from unpaired.data.check import outline
 from unpaired.data.datasets import Dataset, open_dataset, training_labels
 from unpaired.data.folders import Fingerprint, compare
@@ -33,12 +41,20 @@ from unpaired.errors import (
     StorageProblem,
 )
 from unpaired.method import Batch, Method, Step
+from unpaired.metrics.table import METRICS
+from unpaired.metrics.validation import quick_validation
 from unpaired.progress import Progress, say
 from unpaired.translator import metadata, sample_sheets
 
-MAX_SKIPPED = 50  # moves in a row that may be non-finite
+MAX_SKIPPED = 5  # steps in a row that are not finite: then the run goes back to its last checkpoint
+MAX_ROLLBACKS = 3
+VALIDATION_IMAGES = 100  # of each domain
 MAX_FAILED_SAVES = 3
 MAX_LOST_READERS = 3
+
+
+class RollBack(Exception):
+    """Training is no longer finite, and skipping steps does not help."""
 
 
 class Skipped(Exception):
@@ -167,6 +183,8 @@ def fit(
                 try:
                     trainer.train(asked)
                     return
+                except RollBack as fault:
+                    trainer.roll_back(str(fault))
                 except RuntimeError as error:  # raised anywhere, when torch hears that one died
                     if not str(error).startswith("DataLoader"):
                         raise
@@ -225,6 +243,8 @@ class Trainer:
     ) -> None:
         self.run, self.folder, self.say = run, folder, say
         self.step = self.skipped = self.failed_saves = 0
+        self.rollbacks = self.shift = 0  # the batches of `step` are those of step + shift
+        self.history: list[dict[str, Any]] = []  # the log
         cls = run.method_class()
         self.dataset = self.open(cls.layout, resume and not allow_dataset_change)
         check_layout(cls.layout, self.dataset.domains, run.method.name)
@@ -310,20 +330,23 @@ class Trainer:
         view = View(flip=self.flip) if run.data.jitter else View(flip=self.flip, jitter=None)
         progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
         recent: deque[dict[str, Tensor]] = deque(maxlen=run.train.log_every)
-        for tensors, files in loader(self.batches, self.step, workers):
+        for tensors, files in loader(Shifted(self.batches, self.shift), self.step, workers):
             losses = self.play(to_device(tensors, self.fabric.device, view), files)
             self.step += 1
             recent.append(losses)
             if self.step % run.train.log_every == 0 or self.step == run.train.steps:
                 record = self.record(recent, progress)
-                folder.append_log(record)
+                self.note(record)
                 progress.show(self.step, record["losses"])
                 write(record)
                 recent.clear()
+                self.listen()
+            best = self.step % run.train.evaluate_every == 0 and self.evaluate()
             if self.step % run.train.sample_every == 0 or self.step == run.train.steps:
                 self.sample()
-            if self.step % run.train.save_every == 0 or self.step == run.train.steps or asked:
-                self.save()
+            due = self.step % run.train.save_every == 0 and not self.skipped
+            if due or self.step == run.train.steps or asked or best:
+                self.save(best)
             if asked and self.step < run.train.steps:
                 self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
                 self.say(
@@ -340,7 +363,9 @@ class Trainer:
         run, n = self.run, self.run.train.accumulate
         for net, o in self.optimizers.items():
             settings = run.optimizer(net)
-            o.param_groups[0]["lr"] = settings.lr * settings.decay.at(self.step / run.train.steps)
+            o.param_groups[0]["lr"] = (
+                settings.lr * settings.decay.at(self.step / run.train.steps) / 2**self.rollbacks
+            )
         torch.manual_seed(
             run.train.seed * 1_000_003 + self.step
         )  # dropout: a function of the step too
@@ -368,15 +393,77 @@ class Trainer:
             for now, before in zip(self.buffers, buffers, strict=True):
                 now.copy_(before)
         self.skipped += 1
-        self.folder.append_log({"step": self.step, "skipped": str(fault), "files": list(files)})
+        self.note({"step": self.step, "skipped": str(fault), "files": list(files)})
         self.say(
             f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(files[:8])}"
         )
         if self.skipped >= MAX_SKIPPED:
+            self.step += 1  # this batch is over too
+            raise RollBack(f"{MAX_SKIPPED} steps in a row were not finite, the last by {fault}")
+
+    def roll_back(self, fault: str) -> None:
+        """Goes on from the last checkpoint with other batches and half the learning rate, MAX_ROLLBACKS times."""
+        reached, rollbacks, shift = self.step, self.rollbacks, self.shift
+        if rollbacks == MAX_ROLLBACKS:
             raise Diverged(
-                f"{MAX_SKIPPED} steps in a row were not finite, the last by {fault}: lower optim.default.lr, and look "
-                f"at the images named in {self.folder.path / 'log.jsonl'}."
+                f"{fault}, for the {rollbacks + 1}th time, at step {reached}: lower optim.default.lr, and look at the "
+                f"images named in {self.folder.path / 'log.jsonl'}."
             )
+        skips = [r for r in self.history if "skipped" in r]
+        self.restore()
+        self.rollbacks, self.shift, self.skipped = rollbacks + 1, shift + reached - self.step, 0
+        for record in skips:  # they stay in the log, at the step gone back to
+            if record["step"] > self.step:
+                self.note({**record, "step": self.step, "at": record["step"]})
+        text = (
+            f"{fault}: back from step {reached} to {self.step}, with other batches and half the learning rate "
+            f"({self.rollbacks} of {MAX_ROLLBACKS} times). If it comes again, lower optim.default.lr and look at the "
+            "images."
+        )
+        self.note({"step": self.step, "rollback": text})
+        self.say(text)
+        self.save()
+
+    def evaluate(self) -> bool:
+        """Quick figures of the averaged networks on validation images; whether they are the best so far."""
+        figures = quick_validation(self.method.translator(), self.validation())
+        self.method.train()
+        name = self.run.train.best
+        before = [r["figures"].get(name) for r in self.history if "figures" in r]
+        earlier = [value for value in before if value is not None]
+        self.note({"step": self.step, "figures": {k: round(v, 6) for k, v in figures.items()}})
+        self.listen()
+        if name not in figures:
+            raise ConfigProblem(
+                f"train.best: {self.run.method.name} has no {name}: {nearest(name, figures)}"
+            )
+        sign = 1 if METRICS[name].better == "higher" else -1
+        return all(sign * figures[name] > sign * value for value in earlier)
+
+    def validation(self) -> list[Tensor]:
+        """The middles of the first validation images of each domain, of training images where there are none."""
+        run, splits = self.run, self.dataset.splits
+        sides = splits["val"] if all(len(p) for p in splits["val"]) else splits["train"]
+        n = [min(len(p), VALIDATION_IMAGES) for p in sides]
+        if self.method.layout == "paired":
+            n = [min(n)] * len(n)
+        return [
+            torch.cat([middle(p.read(i), run.data.hw, run.data.channels) for i in range(k)]).to(
+                self.fabric.device, memory_format=torch.channels_last
+            )
+            for p, k in zip(sides, n, strict=True)
+        ]
+
+    def note(self, record: dict[str, Any]) -> None:
+        """A line of the log."""
+        self.history.append(record)
+        self.folder.append_log(record)
+
+    def listen(self) -> None:
+        """Tells of alarms that the log gives cause for, each once."""
+        for name, text in alarms.sounding(self.history, self.run.train.steps).items():
+            self.note({"step": self.step, "alarm": name, "text": text})
+            self.say(f"ALARM at step {self.step}. {text}")
 
     def record(self, recent: Sequence[Mapping[str, Tensor]], progress: Progress) -> dict[str, Any]:
         """The means of the latest losses, for the log."""
@@ -401,20 +488,31 @@ class Trainer:
 
     # What is written -----------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """A checkpoint and model.safetensors. A full disk is told and survived, three times in a row."""
+    def save(self, best: bool = False) -> None:
+        """A checkpoint and model.safetensors, and model-best.safetensors of the `best`. A full disk is told and
+        survived, three times in a row; weights that are not finite are never written."""
         tensors = {f"method.{k}": v for k, v in self.method.state_dict().items()}
         for net, o in self.optimizers.items():
             for i, state in o.state_dict()["state"].items():
                 tensors |= {f"optim.{net}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        if odd := [
+            k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()
+        ]:
+            raise RollBack(f"The weights are not finite ({', '.join(odd[:3])})")
         state = {
             "step": self.step,
+            "rollbacks": self.rollbacks,
+            "shift": self.shift,
+            "skipped": self.skipped,
             "domains": list(self.method.domains),
             "run": self.run.model_dump(mode="json"),
         }
         try:
             self.folder.save(self.step, tensors, state, keep=self.run.train.keep)
             self.export()
+            if best:
+                self.folder.mark_best(self.step)
+                self.export("model-best.safetensors")
             self.failed_saves = 0
         except StorageProblem as problem:
             self.failed_saves += 1
@@ -422,8 +520,8 @@ class Trainer:
             if self.failed_saves >= MAX_FAILED_SAVES:
                 raise
 
-    def export(self) -> None:
-        """model.safetensors: the averaged networks, with all that is needed to use them."""
+    def export(self, name: str = "model.safetensors") -> None:
+        """The file that translates: the averaged networks, with all that is needed to use them."""
         source = self.method.ema if self.run.train.ema else self.method
         tensors = {
             f"{net}.{k}": v
@@ -431,7 +529,7 @@ class Trainer:
             for k, v in source.get_submodule(net).state_dict().items()
         }
         save_model(
-            self.folder.path / "model.safetensors",
+            self.folder.path / name,
             tensors,
             metadata(self.run, self.method.domains, self.step),
         )
@@ -442,7 +540,9 @@ class Trainer:
             raise ConfigProblem(
                 f"{self.folder.path} holds no checkpoint to resume from: train it first."
             )
-        self.step, tensors, _ = found
+        self.step, tensors, state = found
+        self.rollbacks, self.shift = state.get("rollbacks", 0), state.get("shift", 0)
+        self.skipped = state.get("skipped", 0)
         load_tensors(self.method, tensors)
         self.method.zero_grad()
         for net, o in self.optimizers.items():
@@ -460,6 +560,7 @@ class Trainer:
                     states.setdefault(int(index), {})[key] = value
             o.load_state_dict({"state": states, "param_groups": o.state_dict()["param_groups"]})
         self.folder.truncate_log(self.step)
+        self.history = self.folder.read_log()
 
     def initialise(self, path: Path) -> None:
         """Starts from the networks of another run, or of a model file, as far as names and shapes agree."""

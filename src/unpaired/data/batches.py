@@ -22,6 +22,7 @@ from unpaired.data.augment import View
 from unpaired.data.folders import halves
 from unpaired.data.intake import escape, read_image, resize
 from unpaired.errors import ConfigProblem, DataProblem, Problem, StorageProblem
+from unpaired.pictures import from_array
 
 CACHE_BYTES = 2 << 30  # decoded and resized images that a process keeps
 READER_SECONDS = 120.0  # in which a batch must come from the reading processes
@@ -292,6 +293,14 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         return luminance(image) if self.channels == 1 else image
 
 
+def middle(image: np.ndarray, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """The middle of (H, W, 3) uint8, as (1, C, h, w) in [-1, 1]."""
+    y, x = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    image = image[y : y + size[0], x : x + size[1]]
+    image = luminance(image) if channels == 1 else image
+    return from_array(image)
+
+
 def luminance(image: np.ndarray) -> np.ndarray:
     """RGB (H, W, 3) -> grey (H, W, 1), ITU-R 601."""
     return np.rint(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
@@ -326,11 +335,24 @@ def to_device(
     return ready
 
 
+class Shifted(Sequence[tuple[dict[str, Tensor], list[str]]]):
+    """The same number of batches, taken from `shift` steps later: how a run passes over what it diverged on."""
+
+    def __init__(self, batches: Batches, shift: int) -> None:
+        self.batches, self.shift = batches, shift
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> tuple[dict[str, Tensor], list[str]]:  # type: ignore[override]
+        return self.batches[step + self.shift]
+
+
 class Shipped(Sequence[Any]):
     """Batches as they travel from a worker: arrays, because tensors would need a file descriptor and shared memory
     each; and a `Problem` as it is, because raised there it would arrive as a traceback."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Sequence[tuple[dict[str, Tensor], list[str]]]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
@@ -345,7 +367,7 @@ class Shipped(Sequence[Any]):
 
 
 def loader(
-    batches: Batches, start: int, workers: int
+    batches: Sequence[tuple[dict[str, Tensor], list[str]]], start: int, workers: int
 ) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
     """Batches `start`, `start + 1`, ... read ahead by `workers` processes, which end with this one.
 
