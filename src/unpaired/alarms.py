@@ -14,7 +14,7 @@ from typing import Any
 LEVEL = 1 / 255  # one grey level: what nobody can see
 IN_A_ROW = 2  # evaluations that must agree
 RECORDS = 5  # log lines that must agree
-SETTLED = 0.2  # of a run: before, clusters may still be forming
+SETTLED = 0.4  # of a run: before, figures may be those of networks that have hardly moved, as in stages of TUNIT
 START = 3  # log lines that say what a loss is at the start
 WON = 0.02  # of its start: a discriminator's loss that is no longer a game
 EXPLODED = 50  # times its median
@@ -89,12 +89,8 @@ ALARMS: dict[str, Callable[[Records], str | None]] = {
 def sounding(log: Records, steps: int) -> dict[str, str]:
     """The alarms that the log of a run of `steps` gives cause for and that it does not hold yet: name and text."""
     rung = {record["alarm"] for record in log if "alarm" in record}
-    settled = [record for record in log if record["step"] >= SETTLED * steps]
-    texts = {
-        name: look(settled if name == "clusters collapsed" else log)
-        for name, look in ALARMS.items()
-        if name not in rung
-    }
+    log = [r for r in log if "figures" not in r or r["step"] >= SETTLED * steps]
+    texts = {name: look(log) for name, look in ALARMS.items() if name not in rung}
     return {name: text for name, text in texts.items() if text}
 
 
