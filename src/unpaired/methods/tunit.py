@@ -223,15 +223,18 @@ class TUNIT(Method):
         loss = (1.0 if alone else w.joint) * torch.stack(list(L.values())).sum()
         log = {name: part.detach() for name, part in L.items()}
         if w.labels != "all":
-            log |= self.shares(logits)
+            log |= self.shares(logits, settled=step.fraction >= w.first_stage / 2)
         return Update("C", loss, log)
 
     @torch.no_grad()
-    def shares(self, logits: Tensor) -> dict[str, Tensor]:
-        """The largest and the smallest domain's share of some 50 batches: collapse and emptiness show here first."""
+    def shares(self, logits: Tensor, settled: bool) -> dict[str, Tensor]:
+        """The largest domain's share of some 50 batches; once `settled`, how many have under 0.1 / K."""
         now = F.one_hot(logits.argmax(1), len(self.share)).to(self.share).mean(0)
         self.share.lerp_(now, 0.02)
-        return {"share_largest": self.share.max(), "share_smallest": self.share.min()}
+        log = {"share_largest": self.share.max()}
+        if settled:
+            log["domains_empty"] = (self.share < 0.1 / len(self.share)).sum().to(self.share)
+        return log
 
     def discriminate(self, x_ref: Tensor, x_fake: Tensor, y_ref: Tensor) -> Update:
         D, w = self.D, self.config
