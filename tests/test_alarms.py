@@ -250,3 +250,34 @@ def test_T19_gives_up_after_three_times(tmp_path, monkeypatch):
     assert problem.value.exit_code == 70
     assert RunFolder(tmp_path).read_status()["status"] == "diverged"
     assert sum("rollback" in r for r in RunFolder(tmp_path).read_log()) == train.MAX_ROLLBACKS
+
+
+@pytest.mark.parametrize(
+    "cluster, words", [(lambda i: 0 * i, "collapsed"), (lambda i: i % 2, "1 of")]
+)
+def test_domains_that_stay_empty(tmp_path, monkeypatch, cluster, words):
+    """Whatever C says, all images count for one domain of three, or for two."""
+    shares = TUNIT.shares
+
+    def given(self, logits, settled):
+        for _ in range(100):  # long since
+            shares(self, torch.eye(3)[cluster(torch.arange(len(logits)))], settled)
+        return shares(self, torch.eye(3)[cluster(torch.arange(len(logits)))], settled)
+
+    monkeypatch.setattr(TUNIT, "shares", given)
+    config = tiny.run("tunit", "method.first_stage=1.0", steps=10)
+    said = []
+    train.fit(config, RunFolder(tmp_path), say=said.append)
+    assert rung(tmp_path) == ["domains empty"]
+    (line,) = [line for line in said if "ALARM" in line]
+    assert words in line and ("train.seed" in line or "method.first_stage" in line)
+    (record,) = [r for r in RunFolder(tmp_path).read_log() if "alarm" in r]
+    assert record["step"] >= 5 + 4  # from the middle of the first stage on, five lines in a row
+
+
+def test_empty_domains_of_the_beginning_are_no_alarm():
+    early = [{"step": i, "losses": {"share_largest": 0.8, "domains_empty": 2.0}} for i in range(4)]
+    late = [{"step": 9, "losses": {"share_largest": 0.4, "domains_empty": 0.0}}]
+    assert alarms.domains_empty(early) is None
+    assert alarms.domains_empty(early + late) is None
+    assert "2 of" in alarms.domains_empty([*early, early[0] | {"step": 5}])

@@ -17,6 +17,7 @@ RECORDS = 5  # log lines that must agree
 SETTLED = 0.4  # of a run: before, figures may be those of networks that have hardly moved, as in stages of TUNIT
 START = 3  # log lines that say what a loss is at the start
 WON = 0.02  # of its start: a discriminator's loss that is no longer a game
+COLLAPSED = 0.9  # share of the images in one domain
 EXPLODED = 50  # times its median
 
 Records = Sequence[Mapping[str, Any]]
@@ -53,6 +54,23 @@ def clusters_collapsed(log: Records) -> str | None:
     )
 
 
+def domains_empty(log: Records) -> str | None:
+    found = losses(log)
+    empty, largest = found.get("domains_empty", []), found.get("share_largest", [])
+    if len(empty) < RECORDS or min(empty[-RECORDS:]) < 1:
+        return None
+    if min(largest[-RECORDS:]) > COLLAPSED:
+        return (
+            f"{largest[-1]:.0%} of the images fall into one domain: the clustering has collapsed. Begin anew with a "
+            "larger data.batch, a lower optim.C.lr or another train.seed, and see that the images do differ."
+        )
+    return (
+        f"{empty[-1]:.0f} of the domains hold hardly any image, halfway through the first stage. If they stay empty "
+        "the images have fewer kinds (method.clusters; compare numbers by unpaired domains --choose), or the first "
+        "stage is too short (method.first_stage, train.steps)."
+    )
+
+
 def discriminator_wins(log: Records) -> str | None:
     for name, values in losses(log).items():
         if name.startswith("D") and len(values) >= START + RECORDS:
@@ -81,6 +99,7 @@ ALARMS: dict[str, Callable[[Records], str | None]] = {
     "style ignored": style_ignored,
     "content ignored": content_ignored,
     "clusters collapsed": clusters_collapsed,
+    "domains empty": domains_empty,
     "discriminator wins": discriminator_wins,
     "loss explodes": loss_explodes,
 }
