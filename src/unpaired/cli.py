@@ -120,6 +120,13 @@ def domains(args: argparse.Namespace) -> None:
         print(f"Written: {report(run, data, args.labels, say)}")
 
 
+def report(args: argparse.Namespace) -> None:
+    from unpaired.report import report
+
+    report(args.runs, args.out)
+    print(f"Written: {args.out}")
+
+
 def data_check(args: argparse.Namespace) -> None:
     from unpaired.data.check import check, to_json, to_page, to_text
     from unpaired.data.folders import scan
@@ -294,6 +301,16 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to write (default: RUN/translations)"
     )
     c.add_argument("--strict", action="store_true", help="fail if any image cannot be read")
+
+    c = command(commands, "report", report, "compare runs on one page")
+    c.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    c.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="(default: report.html)",
+    )
 
     c = command(commands, "evaluate", evaluate, "measure a trained model")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")

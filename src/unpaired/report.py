@@ -1,0 +1,197 @@
+"""`unpaired report RUN...`: one page that compares runs of any methods. It holds its pictures and opens from disk."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unpaired import page
+from unpaired.checkpoint import RunFolder, write_atomic
+from unpaired.data.batches import Pictures, middle
+from unpaired.data.datasets import Dataset, open_dataset
+from unpaired.errors import ConfigProblem
+from unpaired.metrics.table import metric
+from unpaired.pictures import enlarged, sheet
+from unpaired.translator import Translator
+
+INPUTS, STYLES, STEPS, COMPONENTS = 4, 5, 7, 8
+NEAR = 32  # side at which images are compared with training images
+MOST = 2000  # training images that are looked through
+
+
+def report(runs: Sequence[Path], out: Path) -> None:
+    """Writes the page of `runs`. Inputs are the test images of the first run's data, random styles those of seed 0."""
+    models = [(name, Translator.load(path)) for name, path in zip(named(runs), runs, strict=True)]
+    folders = [RunFolder(path if path.is_dir() else path.parent) for path in runs]
+    first = models[0][1]
+    data = open_dataset(first.run.data, first.method.layout, first.run.train.seed)
+    parts = ["<h1>Report</h1>", overview(models, folders), figures(models, folders)]
+    parts += ["<h2>Same inputs, same seeds</h2>", *samples(models, data)]
+    parts += ["<h2>Curves</h2>"]
+    for (name, _), folder in zip(models, folders, strict=True):
+        records = folder.read_log()
+        losses = page.curves([r for r in records if "losses" in r])
+        parts.append(
+            f"<h3>{html.escape(name)}</h3>{page.alarms(records)}{page.validation(records)}"
+            f"<details><summary>losses</summary>{losses}</details>"
+        )
+    write_atomic(out, page.document("Report", "".join(parts)).encode())
+
+
+def named(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, or where two are alike, their paths."""
+    names = [path.resolve().name for path in runs]
+    return names if len(set(names)) == len(names) else [str(path) for path in runs]
+
+
+def overview(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFolder]) -> str:
+    head = "".join(f"<th>{h}</th>" for h in ("run", "method", "domains", "size", "step", "state"))
+    lines = []
+    for (name, t), folder in zip(models, folders, strict=True):
+        state = (folder.read_status() or {}).get("status", "")
+        h, w = t.run.data.hw
+        cells = (name, t.run.method.name, ", ".join(t.domains), f"{h} x {w}", str(t.step), state)
+        lines.append("".join(f"<td>{html.escape(c)}</td>" for c in cells))
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def figures(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFolder]) -> str:
+    """A table for each protocol and way to a style, the best of each metric in bold; runs are comparable within one."""
+    tables: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
+    for (name, _), folder in zip(models, folders, strict=True):
+        path = folder.path / "metrics.json"
+        measured = json.loads(path.read_bytes()) if path.is_file() else {}
+        for way, rows in measured.get("means", {}).items():
+            key = (f"{measured['protocol']['name']}, {measured['split']} images", way)
+            tables.setdefault(key, {})[name] = rows["model"]
+    parts = ["<h2>Figures</h2>"]
+    for (protocol, way), rows in tables.items():
+        title = f"{protocol}: {page.WAYS.get(way, way)}"
+        parts.append(f"<h3>{html.escape(title)}</h3>{comparison(rows)}")
+    missing = [name for name, _ in models if not any(name in rows for rows in tables.values())]
+    if missing:
+        parts.append(
+            f"<p class=soft>Not measured: {html.escape(', '.join(missing))}; say <code>unpaired evaluate RUN</code></p>"
+        )
+    return "".join(parts)
+
+
+def comparison(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics down, runs across; arrows say which way is better, the best is bold."""
+    lines = []
+    for name in dict.fromkeys(name for values in rows.values() for name in values):
+        try:
+            about = metric(name)
+        except KeyError:
+            continue
+        values = {run: row[name] for run, row in rows.items() if row.get(name) is not None}
+        best = {"higher": max, "lower": min}.get(about.better)
+        top = best(values.values()) if best and len(values) > 1 else None
+        written = {run: page.number(values.get(run)) for run in rows}
+        if top is not None:
+            written |= {run: f"<b>{written[run]}</b>" for run, v in values.items() if v == top}
+        cells = "".join(f"<td>{text}</td>" for text in written.values())
+        lines.append(
+            f'<tr><td title="{html.escape(about.says)}">{html.escape(name)} {about.arrow}</td>{cells}</tr>'
+        )
+    head = "".join(f"<th>{html.escape(run)}</th>" for run in rows)
+    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def samples(models: Sequence[tuple[str, Translator]], data: Dataset) -> Iterator[str]:
+    """For each way between two domains, what each run makes of the same inputs."""
+    held = data.splits["test"] if all(len(p) for p in data.splits["test"]) else data.splits["train"]
+    domains = data.domains if len(data.domains) > 1 else models[0][1].domains
+    for source, target in [(a, b) for a in domains for b in domains if a != b][:12]:
+        here = [d if d in data.domains else data.domains[0] for d in (source, target)]
+        inputs, references, train = (
+            split[data.domains.index(d)]
+            for split, d in ((held, here[0]), (held, here[1]), (data.splits["train"], here[1]))
+        )
+        shown = []
+        for name, t in models:
+            try:
+                shown += [one(name, t, source, target, inputs, references, train)]
+            except (ConfigProblem, ValueError) as problem:
+                shown += [f"<p class=soft>{html.escape(name)}: {html.escape(str(problem))}</p>"]
+        yield f"<h3>{html.escape(f'{source} to {target}')}</h3><div class=grid>{''.join(shown)}</div>"
+
+
+def one(
+    name: str,
+    t: Translator,
+    source: str,
+    target: str,
+    inputs: Pictures,
+    references: Pictures,
+    train: Pictures,
+) -> str:
+    """A run's sheet, its strips of interpolated styles and of components, and its outputs' neighbours."""
+    a, b = t.index(source), t.index(target)
+    ways = t.method.styles(a, b)
+    arrays = [inputs.read(i) for i in range(min(INPUTS, len(inputs)))]
+    said = [references.read(i) for i in range(min(STYLES, len(references)))]
+    rows: list[list[Image.Image | None]] = []
+    first: list[Image.Image] = []
+    for array in arrays:
+        if "latent" in ways or not ways:
+            made = t.translate(array, target, STYLES, 0, source=source)
+        else:
+            made = [t.translate(array, target, style_from=r, source=source)[0] for r in said]
+        first.append(made[0])
+        rows.append([enlarged(t.shown(array)), *map(enlarged, made)])
+    parts = [picture(sheet(rows), f"{name}: {'random styles' if 'latent' in ways else 'outputs'}")]
+    ends = (0, 1) if "latent" in ways else tuple(said[:2]) if len(said) > 1 and ways else ()
+    if ends:
+        line = t.interpolate(arrays[0], ends[0], ends[1], target, STEPS, source)
+        parts.append(
+            picture(sheet([[*map(enlarged, line)]], set_apart=0), f"{name}: between styles")
+        )
+    if t.run.method.name == "dsm" and "latent" in ways:
+        strips: list[list[Image.Image | None]] = [
+            [*map(enlarged, t.sweep(arrays[0], target, k, steps=STEPS, source=source))]
+            for k in range(min(t.components(b, a), COMPONENTS))
+        ]
+        parts.append(picture(sheet(strips, set_apart=0), f"{name}: one component a row"))
+    pairs: list[list[Image.Image | None]] = [
+        [enlarged(made), enlarged(t.shown(near))]
+        for made, near in zip(first, neighbours(first, train), strict=True)
+    ]
+    caption = f"{name}: outputs, and the nearest training image of {target} (equal ones: memorised)"
+    parts.append(picture(sheet(pairs), caption))
+    return f"<div>{''.join(parts)}</div>"
+
+
+def neighbours(outputs: Sequence[Image.Image], train: Pictures) -> list[np.ndarray]:
+    """For each output the training image with the least squared difference at NEAR px, of MOST evenly spread ones."""
+    places = np.unique(np.linspace(0, len(train) - 1, min(MOST, len(train))).astype(int)).tolist()
+    known = torch.stack([small(square(train.read(i))) for i in places])
+    made = torch.stack([small(square(np.array(o.convert("RGB")))) for o in outputs])
+    return [train.read(places[int(i)]) for i in torch.cdist(made, known).argmin(1)]
+
+
+def square(image: np.ndarray) -> Tensor:
+    side = min(image.shape[:2])
+    return middle(image, (side, side))
+
+
+def small(x: Tensor) -> Tensor:
+    """(1, 3, H, W) -> (3 * NEAR * NEAR,)"""
+    return torch.nn.functional.interpolate(x, (NEAR, NEAR), mode="area").flatten()
+
+
+def picture(image: Image.Image, caption: str) -> str:
+    """A figure with its picture inside."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return page.figure(source, caption)
