@@ -40,7 +40,7 @@ def test_one_page_of_two_methods(runs, tmp_path, capsys):
     assert "<b>" not in "".join(cells["change"])  # neither end is good
     assert "outline to painted" in text and "painted to outline" in text
     assert text.count("between styles") == 4  # caption and alt; cyclegan has none
-    assert text.count("nearest training image") == 8
+    assert text.count("nearest training images") == 8
 
 
 def test_a_memorised_image_is_its_own_neighbour():

@@ -25,6 +25,10 @@ from unpaired.translator import Translator
 
 INPUTS, STYLES, STEPS, COMPONENTS = 4, 5, 7, 8
 NEAR = 32  # side at which images are compared with training images
+WIDE = (
+    "<style>.runs { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 1rem }"
+    "td, th { padding-right: 1.4rem }</style>"
+)
 MOST = 2000  # training images that are looked through
 
 
@@ -34,7 +38,7 @@ def report(runs: Sequence[Path], out: Path) -> None:
     folders = [RunFolder(path if path.is_dir() else path.parent) for path in runs]
     first = models[0][1]
     data = open_dataset(first.run.data, first.method.layout, first.run.train.seed)
-    parts = ["<h1>Report</h1>", overview(models, folders), figures(models, folders)]
+    parts = [WIDE, "<h1>Report</h1>", overview(models, folders), figures(models, folders)]
     parts += ["<h2>Same inputs, same seeds</h2>", *samples(models, data)]
     parts += ["<h2>Curves</h2>"]
     for (name, _), folder in zip(models, folders, strict=True):
@@ -123,7 +127,7 @@ def samples(models: Sequence[tuple[str, Translator]], data: Dataset) -> Iterator
                 shown += [one(name, t, source, target, inputs, references, train)]
             except (ConfigProblem, ValueError) as problem:
                 shown += [f"<p class=soft>{html.escape(name)}: {html.escape(str(problem))}</p>"]
-        yield f"<h3>{html.escape(f'{source} to {target}')}</h3><div class=grid>{''.join(shown)}</div>"
+        yield f"<h3>{html.escape(f'{source} to {target}')}</h3><div class=runs>{''.join(shown)}</div>"
 
 
 def one(
@@ -162,12 +166,13 @@ def one(
             for k in range(min(t.components(b, a), COMPONENTS))
         ]
         parts.append(picture(sheet(strips, set_apart=0), f"{name}: one component a row"))
+    near = neighbours(first, train)
     pairs: list[list[Image.Image | None]] = [
-        [enlarged(made), enlarged(t.shown(near))]
-        for made, near in zip(first, neighbours(first, train), strict=True)
+        [*map(enlarged, first)],
+        [enlarged(t.shown(array)) for array in near],
     ]
-    caption = f"{name}: outputs, and the nearest training image of {target} (equal ones: memorised)"
-    parts.append(picture(sheet(pairs), caption))
+    caption = f"{name}: outputs, and below the nearest training images of {target} (equal ones: memorised)"
+    parts.append(picture(sheet(pairs, set_apart=0), caption))
     return f"<div>{''.join(parts)}</div>"
 
 
