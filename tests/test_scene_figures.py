@@ -24,7 +24,7 @@ def direction():
     patch.setattr(scenes, "READER_SCENES", 1000)
     patch.setattr(scenes, "HELD_OUT", 80)
     patch.setattr(scenes, "INPUTS", 6)
-    reader = scenes.train_reader("painted", SIZE, epochs=5)
+    reader = scenes.train_reader("painted", SIZE, epochs=4)
     yield scenes.Direction("outline", "painted", SIZE, reader, 0)
     patch.undo()
 

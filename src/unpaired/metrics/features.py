@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unpaired.checkpoint import load_model, save_model, write_atomic
-from unpaired.errors import ConfigProblem, DataProblem, Problem
+from unpaired.errors import ConfigProblem, DataProblem, NotWritable, Problem
 from unpaired.metrics.distances import Moments, moments, moments_of
 from unpaired.networks.blocks import fixed
 from unpaired.networks.inception import load_inception
@@ -115,7 +115,12 @@ def fetched_inception(say: Callable[[str], None]) -> Path:
             raise DataProblem(
                 f"--features inception: what came from {INCEPTION} is not that file (its sha256 differs): try again."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotWritable(
+                f"{folder} cannot be written ({error.strerror}): set UNPAIRED_CACHE to a folder that can."
+            ) from None
         write_atomic(path, data)
     return path
 

@@ -34,6 +34,7 @@ from unpaired.translator import Translator, random_styles
 
 BINS, READER_SCENES, HELD_OUT = 8, 1000, 500
 INPUTS, STYLES_EACH = 25, 64
+FLOORS = 0.4  # the share of the inputs by which floors are measured
 LEAST_IOU = 0.6  # on real scenes, below which a reader is not believed
 
 
@@ -162,27 +163,30 @@ class Direction:
         seed: int,
     ) -> dict[str, dict[str, float]]:
         """The model beside its floors: the untranslated input, an untrained network, one style for all."""
-        inputs = self.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)
 
-        def figures(network: Method, one_style: bool = False) -> dict[str, float]:
-            styles = None
+        def figures(
+            network: Method, share: float = 1.0, one_style: bool = False
+        ) -> dict[str, float]:
+            inputs = self.x[: max(1, int(share * INPUTS))]
+            styles, n = None, len(inputs) * STYLES_EACH
             if "latent" in ways:
-                styles = random_styles(network, len(inputs), target, seed + 1)
+                styles = random_styles(network, n, target, seed + 1)
             elif ways:
                 device = next(network.parameters()).device
-                styles = encoded(network, self.references.to(device), target)
+                styles = encoded(network, self.references[:n].to(device), target)
             if styles is not None and one_style:
                 styles = styles[:1].expand_as(styles)
+            each = self.x[: min(n, max(1, int(share * HELD_OUT)))]
             return self.figures(
-                translated(network, self.x, source, target, styles),
-                translated(network, inputs, source, target, styles),
+                translated(network, each, source, target, styles),
+                restyled(network, inputs, source, target, styles),
             )
 
         return {
             "model": figures(method),
-            "identity": self.figures(self.x, inputs),
-            "untrained": figures(untrained),
-            "one style": figures(method, one_style=True),
+            "identity": self.figures(self.x, self.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)),
+            "untrained": figures(untrained, FLOORS),
+            "one style": figures(method, FLOORS, one_style=True),
             "reader": {
                 "IoU": round(self.own_iou, 4),
                 "coverage": round(self.own_coverage, 4),
@@ -191,13 +195,13 @@ class Direction:
         }
 
     def figures(self, one_each: Tensor, many: Tensor) -> dict[str, float]:
-        """`one_each`: a translation of each held-out input; `many` (INPUTS * STYLES_EACH, ...): of the first inputs."""
+        """`one_each`: translations of the first held-out inputs; `many`: of fewer, each under STYLES_EACH styles."""
         masks, _ = read(self.reader, one_each)
         _, factors = read(self.reader, many)
         return {
-            "content kept": round(iou(masks, self.masks) / self.own_iou, 4),
+            "content kept": round(iou(masks, self.masks[: len(masks)]) / self.own_iou, 4),
             "styles covered": round(
-                coverage(factors.view(INPUTS, STYLES_EACH, -1)) / self.own_coverage, 4
+                coverage(factors.view(-1, STYLES_EACH, factors.shape[1])) / self.own_coverage, 4
             ),
         }
 
@@ -214,6 +218,20 @@ def translated(
         style = None if styles is None else styles[: len(x)][i : i + 100].to(device)
         parts.append(method.translate(part, source, target, style).cpu())
     return torch.cat(parts)
+
+
+@torch.inference_mode()
+def restyled(method: Method, x: Tensor, source: int, target: int, styles: Tensor | None) -> Tensor:
+    """Each image (N, ...) under STYLES_EACH styles of its own, its content encoded once, on the CPU."""
+    device = next(method.parameters()).device
+    outputs = []
+    for i, image in enumerate(x):
+        content = method.encode_content(image[None].to(device), source)
+        content = content.expand(STYLES_EACH, *content.shape[1:])
+        own = None if styles is None else styles[i * STYLES_EACH : (i + 1) * STYLES_EACH]
+        style = None if own is None else own.to(device)
+        outputs.append(method.decode(content, style, target).cpu())
+    return torch.cat(outputs)
 
 
 def evaluate(

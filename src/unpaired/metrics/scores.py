@@ -60,7 +60,7 @@ def gini(x: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(
-    x: Tensor, y: Tensor, seed: int = 0, patches: int = 64, directions: int = 128
+    x: Tensor, y: Tensor, seed: int = 0, patches: int = 32, directions: int = 128
 ) -> float:
     """SWD between two sets of images (N, C, H, W) in [-1, 1], no network needed (Karras et al., ICLR 2018).
 
