@@ -106,7 +106,9 @@ def test_squeezenet_features():
     net = SqueezeFeatures().eval()
     assert sum(p.numel() for p in net.parameters()) == 722_496  # 1,235,496 less the classifier's
     with torch.inference_mode():
-        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 512)
+        features = net(torch.zeros(2, 3, 224, 224))
+        assert features.shape == (2, 512)
+        assert torch.allclose(features.square().mean(1), torch.ones(2), atol=1e-4)
         assert net(torch.zeros(2, 1, 64, 48)).shape == (2, 512)
 
 

@@ -80,6 +80,7 @@ def load_features(said: Path, say: Callable[[str], None]) -> Features:
             "(Mixed_7c.branch1x1.conv.weight ...): name a file of one of them."
         )
     squeeze.load_state_dict({n: tensors[n] for n in own})
+    about["length"] = "sqrt(512)"
     return Features("squeezenet", fixed(squeeze), SqueezeFeatures.side, about)
 
 

@@ -183,7 +183,7 @@ def vectors(f: Features, images: Images, tools: Tools) -> Vectors:
             gatherer.add(f(x))
         return gatherer.vectors()
 
-    key = {"features": 1, "name": f.name, "about": f.about, "images": images.digest()}
+    key = {"features": 2, "name": f.name, "about": f.about, "images": images.digest()}
     if f.name == "classifier":  # its weights follow from the images it was trained on
         key["weights"] = float(sum(p.double().abs().sum() for p in f.net.parameters()))
     return cached_vectors(key, make, tools.say)

@@ -33,7 +33,10 @@ def squeezenet() -> nn.Sequential:
 
 
 class SqueezeFeatures(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> (B, 512): the last features, averaged over positions."""
+    """Images (B, C, H, W) in [-1, 1] -> (B, 512): the last features, averaged over positions, of length sqrt(512).
+
+    Their own length is in the tens, which the cube in KID's kernel would turn into thousands.
+    """
 
     side = 128  # px; trained at 224, which takes three times as long
     mean: Tensor
@@ -48,4 +51,4 @@ class SqueezeFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = ((x.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
-        return self.features(x).mean((2, 3))
+        return F.normalize(self.features(x).mean((2, 3)), dim=1) * 512**0.5
