@@ -116,6 +116,8 @@ def domains(args: argparse.Namespace) -> None:
     if args.name:
         for number, name in enumerate(rename(run, args.name), 1):
             print(f"{number} {name}")
+        if (run / "domains.html").is_file():
+            print(f"The page still shows the earlier names: unpaired domains {run} writes it anew.")
     else:
         print(f"Written: {report(run, data, args.labels, say)}")
 
