@@ -7,7 +7,7 @@ import torch
 from unpaired import losses, official
 from unpaired.method import Shape, Step
 from unpaired.methods import munit
-from unpaired.networks.blocks import LayerNorm, adain
+from unpaired.networks.norms import LayerNorm, adain
 from unpaired.networks.vgg import VGG16
 
 

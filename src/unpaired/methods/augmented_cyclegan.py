@@ -39,6 +39,7 @@ from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
 from unpaired.networks.blocks import reflect
+from unpaired.networks.norms import InstanceNorm, adain
 from unpaired.networks.resnet import gaussian
 
 OPTIM = {
@@ -199,7 +200,7 @@ class AugmentedCycleGAN(Method):
         return Generator.stride
 
 
-class Norm(nn.InstanceNorm2d):
+class Norm(InstanceNorm):
     """Instance norm with a scale and a shift a channel; takes no notice of a code."""
 
     def __init__(self, c: int) -> None:
@@ -221,10 +222,10 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor, eps: float = 1e-5) -> Tensor:
         z = z[:, :, None, None]
-        scale, shift = F.relu(self.scale(z)), F.relu(self.shift(z))
-        wide = x.float() if x.dtype is torch.bfloat16 else x
-        var, mean = torch.var_mean(wide, (2, 3), keepdim=True)
-        return ((wide - mean) * (var + eps).rsqrt() * scale + shift).to(x.dtype)
+        scale, shift = F.relu(self.scale(z)).flatten(1), F.relu(self.shift(z)).flatten(1)
+        n = x.shape[2] * x.shape[3]
+        share = (n - 1) / n  # of the unbiased variance that is the population's
+        return adain(x, shift, scale * share**0.5, eps * share)
 
 
 class Generator(nn.Module):

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from unpaired.errors import ConfigProblem
 from unpaired.losses import kl_normal, l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, frozen
+from unpaired.networks.norms import InstanceNorm
 from unpaired.networks.patchgan import PatchGAN
 from unpaired.networks.resnet import gaussian
 from unpaired.networks.unet import UNet
@@ -111,7 +112,7 @@ class BicycleGAN(Method):
                 "these or raise data.size."
             )
         c = shape.channels
-        self.G = UNet(c, c, config.dim, config.levels, nn.InstanceNorm2d, config.z_dim, True)
+        self.G = UNet(c, c, config.dim, config.levels, InstanceNorm, config.z_dim, True)
         self.E = Encoder(c, config.z_dim, config.e_dim, config.e_blocks)
         seen = 2 * c if config.conditional else c
         self.D_vae = TwoScales(seen, config.d_dim, config.d_layers)
@@ -232,10 +233,11 @@ class HalvingResidual(nn.Module):
         self.conv_1 = nn.Conv2d(c_in, c_in, 3, padding=1)
         self.conv_2 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1)
+        self.norm = InstanceNorm(c_in)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_1(F.leaky_relu(F.instance_norm(x), 0.2))
-        h = self.conv_2(F.leaky_relu(F.instance_norm(h), 0.2))
+        h = self.conv_1(F.leaky_relu(self.norm(x), 0.2))
+        h = self.conv_2(F.leaky_relu(self.norm(h), 0.2))
         return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
 
 

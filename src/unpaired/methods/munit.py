@@ -38,12 +38,12 @@ from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
 from unpaired.networks.blocks import (
     AdaINResidual,
     Conv,
-    LayerNorm,
     Residual,
     UpConv,
     fixed,
     kaiming,
 )
+from unpaired.networks.norms import InstanceNorm, LayerNorm
 from unpaired.networks.patch import MultiScale
 
 
@@ -133,24 +133,28 @@ class MUNIT(Method):
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x_1, x_2 = batch["x_1"], batch["x_2"]
-        yield self.discriminate(x_1, x_2, step)
-        yield self.generate(x_1, x_2, step)
+        c_1, c_2 = (
+            self.G_1.E_c(x_1),
+            self.G_2.E_c(x_2),
+        )  # for both moves: D's leaves them as they are
+        yield self.discriminate(x_1, x_2, c_1, c_2, step)
+        yield self.generate(x_1, x_2, c_1, c_2, step)
 
-    def discriminate(self, x_1: Tensor, x_2: Tensor, step: Step) -> Update:
+    def discriminate(
+        self, x_1: Tensor, x_2: Tensor, c_1: Tensor, c_2: Tensor, step: Step
+    ) -> Update:
         G_1, G_2, D_1, D_2 = self.G_1, self.G_2, self.D_1, self.D_2
         s_1, s_2 = self.prior("D", x_1, step)
         with torch.no_grad():
-            x_21 = G_1.decode(G_2.E_c(x_2), s_1)
-            x_12 = G_2.decode(G_1.E_c(x_1), s_2)
+            x_21, x_12 = G_1.decode(c_2, s_1), G_2.decode(c_1, s_2)
         L_D_1 = self.gan_d(*both(D_1, x_1, x_21))  # (4)
         L_D_2 = self.gan_d(*both(D_2, x_2, x_12))
         return Update("D_1 D_2", L_D_1 + L_D_2, {"D_1": L_D_1.detach(), "D_2": L_D_2.detach()})
 
-    def generate(self, x_1: Tensor, x_2: Tensor, step: Step) -> Update:
+    def generate(self, x_1: Tensor, x_2: Tensor, c_1: Tensor, c_2: Tensor, step: Step) -> Update:
         G_1, G_2, D_1, D_2, w = self.G_1, self.G_2, self.D_1, self.D_2, self.config
         s_1, s_2 = self.prior("G", x_1, step)
-        c_1, own_1 = G_1.E_c(x_1), G_1.E_s(x_1)
-        c_2, own_2 = G_2.E_c(x_2), G_2.E_s(x_2)
+        own_1, own_2 = G_1.E_s(x_1), G_2.E_s(x_2)
         x_11, x_21 = G_1.decode(torch.cat([c_1, c_2]), torch.cat([own_1, s_1])).chunk(2)  # one call
         x_22, x_12 = G_2.decode(torch.cat([c_2, c_1]), torch.cat([own_2, s_2])).chunk(2)
         c_21, c_12 = G_1.E_c(x_21), G_2.E_c(x_12)
@@ -231,9 +235,9 @@ class ContentEncoder(nn.Sequential):
     """Images -> content (B, dim * 2^n, H / 2^n, W / 2^n). Instance norm removes the style."""
 
     def __init__(self, channels: int, dim: int, downsamplings: int, residuals: int) -> None:
-        layers: list[nn.Module] = [Conv(channels, dim, 7, 1, 3, nn.InstanceNorm2d, nn.ReLU())]
+        layers: list[nn.Module] = [Conv(channels, dim, 7, 1, 3, InstanceNorm, nn.ReLU())]
         for _ in range(downsamplings):
-            layers.append(Conv(dim, 2 * dim, 4, 2, 1, nn.InstanceNorm2d, nn.ReLU()))
+            layers.append(Conv(dim, 2 * dim, 4, 2, 1, InstanceNorm, nn.ReLU()))
             dim *= 2
         super().__init__(*layers, *(Residual(dim) for _ in range(residuals)))
 

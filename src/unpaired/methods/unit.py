@@ -41,7 +41,8 @@ from unpaired import losses
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
-from unpaired.networks.blocks import Conv, LayerNorm, Residual, UpConv, kaiming
+from unpaired.networks.blocks import Conv, Residual, UpConv, kaiming
+from unpaired.networks.norms import InstanceNorm, LayerNorm
 from unpaired.networks.patch import MultiScale
 
 
@@ -229,9 +230,9 @@ class Encoder(nn.Sequential):
     """Images -> codes (B, dim * 2^n, H / 2^n, W / 2^n): MUNIT's content encoder."""
 
     def __init__(self, channels: int, dim: int, downsamplings: int, residuals: int) -> None:
-        layers: list[nn.Module] = [Conv(channels, dim, 7, 1, 3, nn.InstanceNorm2d, nn.ReLU())]
+        layers: list[nn.Module] = [Conv(channels, dim, 7, 1, 3, InstanceNorm, nn.ReLU())]
         for _ in range(downsamplings):
-            layers.append(Conv(dim, 2 * dim, 4, 2, 1, nn.InstanceNorm2d, nn.ReLU()))
+            layers.append(Conv(dim, 2 * dim, 4, 2, 1, InstanceNorm, nn.ReLU()))
             dim *= 2
         super().__init__(*layers, *(Residual(dim) for _ in range(residuals)))
 

@@ -1,4 +1,4 @@
-"""The pieces that two methods share: convolution blocks, adaptive and layer normalisation."""
+"""The pieces that two methods share: convolution blocks and initialisations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from unpaired.networks.norms import InstanceNorm, adain
 
 
 class Conv(nn.Module):
@@ -96,7 +98,7 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Residual(nn.Module):
     """x + two 3x3 convolutions of x, no activation after the sum."""
 
-    def __init__(self, c: int, norm: Callable[[int], nn.Module] | None = nn.InstanceNorm2d) -> None:
+    def __init__(self, c: int, norm: Callable[[int], nn.Module] | None = InstanceNorm) -> None:
         super().__init__()
         self.body = nn.Sequential(
             Conv(c, c, 3, padding=1, norm=norm, activation=nn.ReLU()),
@@ -119,37 +121,6 @@ class AdaINResidual(nn.Module):
         shift_1, scale_1, shift_2, scale_2 = numbers.chunk(4, dim=1)  # the shift comes first
         h = F.relu(adain(self.conv_1(reflect(x, 1)), shift_1, scale_1))
         return x + adain(self.conv_2(reflect(h, 1)), shift_2, scale_2)
-
-
-class LayerNorm(nn.Module):
-    """One mean and one deviation a sample, over channels and positions; affine per channel (MUNIT).
-
-    The deviation is unbiased, and eps is added to it outside the root.
-    """
-
-    def __init__(self, c: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.gamma, self.beta = nn.Parameter(torch.rand(c)), nn.Parameter(torch.zeros(c))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        var, mean = torch.var_mean(
-            x.float() if x.dtype is torch.bfloat16 else x, (1, 2, 3), keepdim=True
-        )
-        scale = self.gamma.view(1, -1, 1, 1) / (var.sqrt() + self.eps)  # (B, C, 1, 1)
-        return torch.addcmul(self.beta.view(1, -1, 1, 1) - mean * scale, x, scale).to(x.dtype)
-
-
-def adain(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-5) -> Tensor:
-    """scale * (x - mean(x)) / std(x) + shift, statistics per sample and channel (Huang and Belongie, ICCV 2017).
-
-    x (B, C, H, W), shift and scale (B, C). The variance is the population's, eps inside the root.
-    """
-    var, mean = torch.var_mean(
-        x.float() if x.dtype is torch.bfloat16 else x, (2, 3), correction=0, keepdim=True
-    )
-    scale = scale[:, :, None, None] * (var + eps).rsqrt()
-    return torch.addcmul(shift[:, :, None, None] - mean * scale, x, scale).to(x.dtype)
 
 
 def reflect(x: Tensor, n: int) -> Tensor:

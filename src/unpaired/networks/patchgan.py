@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from unpaired.networks.norms import InstanceNorm
 from unpaired.networks.resnet import gaussian
 
 
@@ -21,7 +22,7 @@ class PatchGAN(nn.Sequential):
         channels: int,
         dim: int = 64,
         layers: int = 3,
-        norm: Callable[[int], nn.Module] = nn.InstanceNorm2d,
+        norm: Callable[[int], nn.Module] = InstanceNorm,
     ) -> None:
         widths = [dim * min(2**i, 8) for i in range(layers + 1)]
         blocks = [nn.Sequential(nn.Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2))]

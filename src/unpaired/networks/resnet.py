@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from unpaired.networks.blocks import Conv, Residual
+from unpaired.networks.norms import InstanceNorm
 
 
 class ResNet(nn.Module):
@@ -21,7 +22,7 @@ class ResNet(nn.Module):
     def __init__(self, c_in: int, c_out: int, dim: int = 64, residuals: int = 9) -> None:
         super().__init__()
         self.down = nn.Sequential(
-            Conv(c_in, dim, 7, 1, 3, nn.InstanceNorm2d, nn.ReLU()),
+            Conv(c_in, dim, 7, 1, 3, InstanceNorm, nn.ReLU()),
             self._down(dim, 2 * dim),
             self._down(2 * dim, 4 * dim),
         )
@@ -32,12 +33,12 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _down(c_in: int, c_out: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), nn.InstanceNorm2d(c_out), nn.ReLU())
+        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), InstanceNorm(c_out), nn.ReLU())
 
     @staticmethod
     def _up(c_in: int, c_out: int) -> nn.Sequential:
         conv = nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1)
-        return nn.Sequential(conv, nn.InstanceNorm2d(c_out), nn.ReLU())
+        return nn.Sequential(conv, InstanceNorm(c_out), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rgb(self.up(self.residuals(self.down(x))))

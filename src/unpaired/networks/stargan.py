@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unpaired.errors import ConfigProblem
-from unpaired.networks.blocks import adain, kaiming
+from unpaired.networks.blocks import kaiming
+from unpaired.networks.norms import InstanceNorm, adain
 
 SMALLEST = 16  # px, the side of the content: the least that the generator can halve to
 
@@ -25,7 +26,7 @@ class Generator(nn.Module):
 
     def __init__(self, channels: int, widths: Sequence[int], style_dim: int) -> None:
         super().__init__()
-        norm = partial(nn.InstanceNorm2d, affine=True)
+        norm = partial(InstanceNorm, affine=True)
         inner = widths[-1]
         self.stride = 2 ** (len(widths) - 1)
         self.encoder = nn.Sequential(
@@ -51,7 +52,7 @@ class Decoder(nn.Module):
             Up(a, b, style_dim) for a, b in zip(outwards, outwards[1:], strict=False)
         )
         self.rgb = nn.Sequential(
-            nn.InstanceNorm2d(widths[0], affine=True),
+            InstanceNorm(widths[0], affine=True),
             nn.LeakyReLU(0.2),
             nn.Conv2d(widths[0], channels, 1),
         )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unpaired.method import fp32
-from unpaired.networks.blocks import Conv, Residual, adain, kaiming, reflect
+from unpaired.networks.blocks import Conv, Residual, kaiming, reflect
+from unpaired.networks.norms import InstanceNorm, adain
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 MEMORY = 1024  # images that a domain's mean style stands for
@@ -91,9 +92,9 @@ class Generator(nn.Module):
     def __init__(self, channels: int, dim: int, stride: int, style_dim: int, mlp_dim: int) -> None:
         super().__init__()
         self.stride, downsamplings = stride, stride.bit_length() - 1
-        layers: list[nn.Module] = [Conv(channels, dim, 7, 1, 3, nn.InstanceNorm2d, nn.ReLU())]
+        layers: list[nn.Module] = [Conv(channels, dim, 7, 1, 3, InstanceNorm, nn.ReLU())]
         for _ in range(downsamplings):
-            layers.append(Conv(dim, 2 * dim, 4, 2, 1, nn.InstanceNorm2d, nn.ReLU()))
+            layers.append(Conv(dim, 2 * dim, 4, 2, 1, InstanceNorm, nn.ReLU()))
             dim *= 2
         self.encoder = nn.Sequential(*layers, TenthResidual(dim), TenthResidual(dim))
         self.decoder = Decoder(channels, dim, downsamplings, style_dim, mlp_dim)
