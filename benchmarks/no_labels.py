@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from running import apart, start, status, table, trained
+from running import apart, digit_folders, start, status, table, trained
 
 from unpaired.config import load
 from unpaired.data.datasets import open_dataset
@@ -57,21 +56,9 @@ RUNS = {
 
 def digits(file: Path, kinds: bool) -> Path:
     """The arrays as folders of images: by digit, or MNIST, USPS and MNIST-M in equal numbers."""
-    target = OUT / "data" / ("kinds" if kinds else "digits")
-    if (target / "complete").exists():
-        return target
-    arrays = np.load(file)
-    sets = ("mnist", "usps", "mnistm") if kinds else ("mnist",)
-    for split in ("train", "test"):
-        n = min(len(arrays[f"{s}_y_{split}"]) for s in sets)
-        for s in sets:
-            x, y = arrays[f"{s}_x_{split}"][:n], arrays[f"{s}_y_{split}"][:n]
-            for i, (image, digit) in enumerate(zip(x, y, strict=True)):
-                folder = target / split / (s if kinds else str(int(digit)))
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(folder / f"{i}.png")
-    (target / "complete").touch()
-    return target
+    if kinds:
+        return digit_folders(file, OUT / "data" / "kinds", ("mnist", "usps", "mnistm"), "{set}")
+    return digit_folders(file, OUT / "data" / "digits", ("mnist",), "{digit}")
 
 
 def data_words(name: str, args: argparse.Namespace) -> list[str] | None:

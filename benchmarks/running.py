@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
@@ -81,6 +84,23 @@ def measured(run: Path, step: int, *words: object) -> Mapping[str, Any]:
         if code := start("evaluate", run, *words).wait():
             raise SystemExit(code)
     return json.loads(file.read_text())
+
+
+def digit_folders(file: Path, target: Path, sets: Sequence[str], folder: str) -> Path:
+    """Arrays <set>_<x|y>_<train|test> of digits as images, equally many of each set, in `folder`: "{set}/{digit}"."""
+    if (target / "complete").exists():
+        return target
+    arrays = np.load(file)
+    for split in ("train", "test"):
+        n = min(len(arrays[f"{s}_y_{split}"]) for s in sets)
+        for s in sets:
+            x, y = arrays[f"{s}_x_{split}"][:n], arrays[f"{s}_y_{split}"][:n]
+            for i, (image, digit) in enumerate(zip(x, y, strict=True)):
+                place = target / split / folder.format(set=s, digit=digit)
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(place / f"{i}.png")
+    (target / "complete").touch()
+    return target
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

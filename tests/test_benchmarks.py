@@ -15,6 +15,7 @@ from unpaired.train import Trainer
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import ablation_dsm  # noqa: E402
 import identifiability  # noqa: E402
+import results  # noqa: E402
 import running  # noqa: E402
 import table1  # noqa: E402
 
@@ -23,9 +24,10 @@ def canned(run):
     """What `unpaired evaluate` writes, as far as the tables read it; the numbers tell the run."""
     at = len(run.name) / 100
     row = {"KID (classifier)": at, "pixel diversity": at / 2}
-    rows = {"model": row, "real images": {"KID (classifier)": 0.001}}
+    floors = {"real images": {"KID (classifier)": 0.001}, "untranslated": {"KID (classifier)": 0.3}}
+    rows = {"model": row, **floors, "untrained": {"pixel diversity": 0.0}}
     way = "output" if "pix2pix" in run.name else "latent"
-    fixed = {"model": {"KID (classifier)": at}, "real images": rows["real images"]}
+    fixed = rows | {"model": {"KID (classifier)": at}}
     return {
         "step": running.status(run)["step"],
         "directions": [
@@ -33,13 +35,22 @@ def canned(run):
             {
                 "name": "painted to outline",
                 "way": "latent",
-                "rows": {"model": {"KID (classifier)": 9}},
+                "rows": rows | {"model": {"KID (classifier)": 9}},
             },
             {"name": "lineart to noto", "way": "latent", "rows": rows},
         ],
         "means": {"latent": {"model": row}, "reference": {"model": row}},
         "styles": {"outline": {"style gap": 0.2}, "painted": {"style gap": 0.4, "MCC": 0.1}},
-        "scenes": {"outline to painted": {"model": {"content kept": 0.5}}},
+        "scenes": {
+            "outline to painted": {
+                "model": {"content kept": 0.5},
+                "identity": {"content kept": 0.1},
+                "untrained": {"content kept": 0.2},
+            }
+        },
+        "networks": {"classifier": {"accuracy": 0.97}, "squeezenet": {}},
+        "left out": ["nothing, but it was quick."],
+        "seconds": 12.0,
     }
 
 
@@ -249,3 +260,33 @@ def test_scenes_in_two_steps(commands, tmp_path, monkeypatch):
     assert [w[0] for w in commands] == ["train", "train"]
     identifiability.main(words)
     assert len(commands) == 2
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def test_results_have_a_line_for_each_figure_beside_floors_and_cost(commands, tmp_path):
+    arrays, rng = {}, np.random.default_rng(0)
+    for name, shape in (("mnist", (28, 28)), ("mnistm", (32, 32, 3))):
+        for split, n in (("train", 24), ("test", 10)):
+            arrays[f"{name}_x_{split}"] = rng.integers(0, 255, (n, *shape), dtype=np.uint8)
+            arrays[f"{name}_y_{split}"] = np.arange(n) % 10
+    np.savez(tmp_path / "digits ä.npz", **arrays)
+    words = ["--digits", "digits ä.npz", "--only", "scenes", "digits", "train.steps=2", *SMALL]
+    results.main([*words, *MUNIT])
+    text = Path("runs/results/table.md").read_text()
+    _, both, digits = text.split("\n## ")
+    about, scenes, _, _, styles = both.split("\n### ")
+    names = ["real images", "MUNIT, random styles", "untranslated", "untrained, random styles"]
+    assert cells(scenes, "")[1:] == names
+    assert cells(scenes, "KID (classifier) ↓")[1:] == ["0.001", "0.06", "0.3", ""]
+    assert cells(scenes, "content kept ↑")[1:] == ["", "0.5", "0.1", "0.2"]
+    assert cells(scenes, "steps")[1:] == ["", "2", "", "0"]
+    assert float(cells(scenes, "training, minutes")[2]) >= 0
+    assert "classifier: right for 97.0%" in about and "and measured in 0.2" in about
+    assert cells(styles, "style gap ↓")[1:] == ["0.2", "0.4"] and "- Left out: nothing" in digits
+    assert Path("runs/results/data/digits/test/mnistm/9/9.png").exists()
+    assert (commands[0][1], commands[2][1:3]) == (str(results.CONFIG), ["--method", "munit"])
+    assert [w[0] for w in commands] == ["train", "evaluate"] * 2
+    results.main([*words, *MUNIT])
+    assert len(commands) == 4 and Path("runs/results/table.md").read_text() == text
