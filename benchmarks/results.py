@@ -32,7 +32,14 @@ RUNS = {
     "digits": ("digits, 32 px", (*SMALL, "data.size=32", "data.flip=false")),
     "cat2dog": (
         "cat2dog (A: cats, B: dogs), 64 px",
-        (*SMALL, "data.size=64", "data.batch=4", "method.downsamplings=2", "train.steps=3000"),
+        (
+            *SMALL,
+            "data.size=64",
+            "data.batch=4",
+            "method.downsamplings=2",
+            "method.d_layers=4",
+            "train.steps=3000",
+        ),
     ),
 }
 WAYS = {"latent": "random styles", "reference": "styles of images"}

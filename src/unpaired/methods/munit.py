@@ -96,7 +96,7 @@ class MUNIT(Method):
                 "downsamplings": 1,
                 "residuals": 2,
                 "d_dim": 16,
-                "d_layers": 4,
+                "d_layers": 3,
                 "d_scales": 2,
             },
             "data": {"size": 32, "batch": 8},
