@@ -29,7 +29,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "munit_scenes.yaml"
 SMALL = ("--method", "munit", "--preset", "small")
 RUNS = {
     "scenes": ("scenes, 32 px", (str(CONFIG),)),
-    "digits": ("digits, 32 px", (*SMALL, "data.size=32", "data.flip=false")),
+    "digits": ("digits, 32 px", (*SMALL, "data.size=32", "data.flip=false", "train.steps=2500")),
     "cat2dog": (
         "cat2dog (A: cats, B: dogs), 64 px",
         (
