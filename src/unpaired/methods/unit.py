@@ -88,11 +88,18 @@ class UNIT(Method):
             "train": {"steps": 1_000_000, "save_every": 10_000, "sample_every": 5_000},
         },
         "small": {
-            "method": {"dim": 24, "residuals": 2, "d_dim": 24, "d_layers": 3, "d_scales": 2},
+            "method": {
+                "dim": 16,
+                "downsamplings": 1,
+                "residuals": 2,
+                "d_dim": 16,
+                "d_layers": 3,
+                "d_scales": 2,
+            },
             "data": {"size": 32, "batch": 8},
             "optim": {
                 "default": {
-                    "lr": 5e-4,
+                    "lr": 1e-3,
                     "betas": [0.5, 0.999],
                     "weight_decay": 1e-4,
                     "decay": {"kind": "linear", "start": 0.5},
@@ -135,25 +142,26 @@ class UNIT(Method):
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x_1, x_2 = batch["x_1"], batch["x_2"]
-        yield self.discriminate(x_1, x_2, step)
-        yield self.generate(x_1, x_2, step)
+        mu_1, mu_2 = self.encode(x_1, 0), self.encode(x_2, 1)  # for both moves: D's leaves E alone
+        yield self.discriminate(x_1, x_2, mu_1, mu_2, step)
+        yield self.generate(x_1, x_2, mu_1, mu_2, step)
 
-    def discriminate(self, x_1: Tensor, x_2: Tensor, step: Step) -> Update:
+    def discriminate(
+        self, x_1: Tensor, x_2: Tensor, mu_1: Tensor, mu_2: Tensor, step: Step
+    ) -> Update:
         D_1, D_2 = self.D_1, self.D_2
         with torch.no_grad():
-            z_1 = noisy(self.encode(x_1, 0), "D.n_1", step)
-            z_2 = noisy(self.encode(x_2, 1), "D.n_2", step)
-            x_21, x_12 = self.generated(z_2, 0), self.generated(z_1, 1)
+            x_12 = self.generated(noisy(mu_1, "D.n_1", step), 1)
+            x_21 = self.generated(noisy(mu_2, "D.n_2", step), 0)
         L_D_1 = self.gan_d(D_1(x_1), D_1(x_21))  # L_GAN
         L_D_2 = self.gan_d(D_2(x_2), D_2(x_12))
         return Update("D_1 D_2", L_D_1 + L_D_2, {"D_1": L_D_1.detach(), "D_2": L_D_2.detach()})
 
-    def generate(self, x_1: Tensor, x_2: Tensor, step: Step) -> Update:
+    def generate(self, x_1: Tensor, x_2: Tensor, mu_1: Tensor, mu_2: Tensor, step: Step) -> Update:
         D_1, D_2, w = self.D_1, self.D_2, self.config
-        mu_1, mu_2 = self.encode(x_1, 0), self.encode(x_2, 1)
-        z_1, z_2 = noisy(mu_1, "G.n_1", step), noisy(mu_2, "G.n_2", step)
-        x_11, x_22 = self.generated(z_1, 0), self.generated(z_2, 1)
-        x_21, x_12 = self.generated(z_2, 0), self.generated(z_1, 1)
+        z = torch.cat([noisy(mu_1, "G.n_1", step), noisy(mu_2, "G.n_2", step)])
+        x_11, x_21 = self.generated(z, 0).chunk(2)  # one call
+        x_12, x_22 = self.generated(z, 1).chunk(2)
         mu_21, mu_12 = self.encode(x_21, 0), self.encode(x_12, 1)
         x_121 = self.generated(noisy(mu_12, "G.n_12", step), 0)
         x_212 = self.generated(noisy(mu_21, "G.n_21", step), 1)
