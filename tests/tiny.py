@@ -10,12 +10,12 @@ STARGAN = dict(width=512, max_dim=16, mlp_dim=8, style_dim=4)
 METHODS = {  # side of the images, settings; a method that is not here runs as its preset `small`
     "munit": (16, dict(dim=4, mlp_dim=8, residuals=1, d_dim=4, d_layers=2, d_scales=2)),
     "unit": (16, dict(dim=4, residuals=1, d_dim=4, d_layers=2, d_scales=2)),
-    "cyclegan": (32, dict(dim=4, residuals=1, d_dim=4, d_layers=2, pool=8)),
+    "cyclegan": (32, dict(dim=4, downsamplings=2, residuals=1, d_dim=4, d_layers=2, pool=8)),
     "augmented_cyclegan": (
         32,
         dict(dim=4, residuals=1, e_dim=4, e_layers=3, d_A_layers=3, z_dim=4, d_z_dim=8),
     ),
-    "pix2pix": (32, dict(dim=4, levels=5, d_dim=4, d_layers=2)),
+    "pix2pix": (32, dict(dropout=0.5, dim=4, levels=5, d_dim=4, d_layers=2)),
     "bicyclegan": (32, dict(dim=4, levels=5, e_dim=4, e_blocks=2, d_dim=4, d_layers=2, z_dim=4)),
     "stargan_v2": (32, STARGAN),
     "smoothgan": (32, STARGAN),

@@ -93,16 +93,21 @@ class AugmentedCycleGAN(Method):
         "small": {
             "method": {
                 "z_dim": 8,
-                "dim": 16,
+                "dim": 12,
                 "e_dim": 16,
                 "e_layers": 3,
                 "d_A_dim": 16,
                 "d_A_layers": 3,
-                "d_B_dim": 32,
+                "d_B_dim": 24,
                 "d_z_dim": 32,
             },
             "data": {"size": 32, "batch": 8},
-            "optim": OPTIM,
+            "optim": {
+                "default": OPTIM["default"] | {"lr": 1e-3},
+                "D_A": {"lr": 2e-4},
+                "D_B": {"lr": 2e-4},
+                "D_z": {"lr": 2e-4},
+            },
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }

@@ -83,6 +83,7 @@ class BicycleGAN(Method):
         },
         "small": {
             "method": {
+                "lambda_kl": 0.0025,  # L_KL is a sum: over 4 images here, over one in the paper
                 "dim": 24,
                 "levels": 5,
                 "e_dim": 24,
@@ -91,7 +92,7 @@ class BicycleGAN(Method):
                 "d_layers": 2,
             },
             "data": {"size": 32, "batch": 8},
-            "optim": OPTIM,
+            "optim": {"default": OPTIM["default"] | {"lr": 1e-3}},
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }

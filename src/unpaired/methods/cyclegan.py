@@ -58,6 +58,7 @@ class Config(MethodConfig):
     )
     pool: int = Field(50, ge=0)  # generated images of each domain that are remembered
     dim: int = Field(64, ge=1)
+    downsamplings: int = Field(2, ge=1)
     residuals: int = Field(9, ge=1)
     d_dim: int = Field(64, ge=1)
     d_layers: int = Field(3, ge=1)
@@ -81,26 +82,37 @@ class CycleGAN(Method):
             "train": {"steps": 200_000, "save_every": 5_000, "sample_every": 5_000},
         },
         "small": {
-            "method": {"dim": 24, "residuals": 3, "d_dim": 24, "d_layers": 2},
+            "method": {
+                "dim": 24,
+                "downsamplings": 1,
+                "residuals": 3,
+                "d_dim": 24,
+                "d_layers": 2,
+            },
             "data": {"size": 32, "batch": 8},
-            "optim": OPTIM,
+            "optim": {"default": OPTIM["default"] | {"lr": 1e-3}},
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 
     def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
         super().__init__(config, domains, shape)
-        smallest = max(ResNet.smallest, PatchGAN.smallest(config.d_layers))
+        smallest = max(ResNet.smallest(config.downsamplings), PatchGAN.smallest(config.d_layers))
         if min(shape.height, shape.width) < smallest:
             raise ConfigProblem(
-                f"data.size is below {smallest} px, the least that the discriminator of "
-                f"method.d_layers={config.d_layers} can judge: lower it or raise data.size."
+                f"data.size is below {smallest} px, the least that the networks of method.d_layers="
+                f"{config.d_layers} and method.downsamplings={config.downsamplings} can take: lower "
+                "one of these or raise data.size."
             )
-        if shape.height % ResNet.stride or shape.width % ResNet.stride:
-            raise ConfigProblem(f"data.size must be a multiple of {ResNet.stride} for cyclegan.")
+        if shape.height % self.stride or shape.width % self.stride:
+            raise ConfigProblem(
+                f"data.size must be a multiple of {self.stride} "
+                f"with method.downsamplings={config.downsamplings}."
+            )
         c = shape.channels
         self.G, self.F = (
-            ResNet(c + config.noise, c, config.dim, config.residuals) for _ in range(2)
+            ResNet(c + config.noise, c, config.dim, config.residuals, config.downsamplings)
+            for _ in range(2)
         )
         self.D_X, self.D_Y = (PatchGAN(c, config.d_dim, config.d_layers) for _ in range(2))
         self.pool_X, self.pool_Y = Pool(config.pool, shape), Pool(config.pool, shape)
@@ -184,7 +196,7 @@ class CycleGAN(Method):
 
     @property
     def stride(self) -> int:
-        return ResNet.stride
+        return 2**self.config.downsamplings
 
 
 def with_noise(x: Tensor, z: Tensor | None) -> Tensor:
