@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from unpaired.cli import main
+from unpaired.config import load
 from unpaired.train import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -134,6 +135,21 @@ def test_table_1_on_emoji_takes_symbols_that_are_in_both(commands, tmp_path):
     assert commands[-1][-1] == "--paired"
 
 
+def test_table_1_names_its_features_and_has_no_cells_without_a_number():
+    row = {"KID (classifier)": 1.0, "KID (squeezenet)": 2.0, "paired LPIPS (squeeze)": None}
+    figures = {"directions": [{"name": "a to b", "way": "output", "rows": {"model": row}}]}
+    assert table1.row_of(figures, "a to b") == {"KID (squeezenet)": 2.0}
+
+
+def test_all_runs_of_table_1_are_on_equal_terms():
+    terms = set()
+    for method, *settings in table1.RUNS.values():
+        run = load(None, settings, method={"name": method}, preset="small")
+        rate = run.optim["default"]
+        terms.add((run.data.hw, run.data.batch, run.train, rate.lr, rate.betas, rate.decay))
+    assert len(terms) == 1
+
+
 def test_a_run_that_has_had_its_minutes_counts_as_done(tmp_path, monkeypatch):
     run, sent = tmp_path / "run", []
 
@@ -183,8 +199,6 @@ def test_ablation_of_dsm_in_two_steps(commands, monkeypatch):
 
 
 def test_every_ablation_is_a_config():
-    from unpaired.config import load
-
     for method, *settings in (*ablation_dsm.RUNS.values(), *table1.RUNS.values()):
         load(None, settings, method={"name": method}, preset="small")
 
