@@ -19,6 +19,7 @@ from unpaired.data.intake import write_png
 from unpaired.data.scenes import draw
 from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.metrics import classifier, evaluation, features, rows, scenes
+from unpaired.metrics.images import open_images
 from unpaired.networks.lpips import LPIPS
 from unpaired.networks.squeezenet import SqueezeFeatures
 from unpaired.registry import find_method, method_names
@@ -150,12 +151,20 @@ def test_all_metrics_of_munit(munit, weights):
     real, same = (result["means"]["latent"][row] for row in ("real images", "untranslated"))
     assert real["target share (classifier)"] > 0.9 > 0.5 > same["target share (classifier)"]
     assert real["label kept"] > 0.9
+    assert real["pixel diversity"] > 0 and real["LPIPS diversity (lpips-squeeze)"] > 0
     for name in {*model, *style}:
         assert result["columns"][name]["better"] in ("higher", "lower", "-")
+    page = (munit / "index.html").read_text(encoding="utf-8")
+    assert "classifier of labels of painted is right for" in page
     # What decides each number
     assert len(result["networks"]["squeezenet"]["sha256"]) == 64
     assert result["networks"]["squeezenet"]["resize"] == "bicubic, antialiased"
-    assert result["networks"]["classifier"]["accuracy"] >= 0.9
+    for name in (
+        "classifier",
+        "classifier of labels of outline",
+        "classifier of labels of painted",
+    ):
+        assert result["networks"][name]["accuracy"] >= 0.9
     assert result["data"]["domains"]["painted"]["test"] == 8
     assert result["split"] == "test" and result["seed"] == 0 and result["model"]["averaged"]
     assert result["directions"][0]["counts"]["inputs"] == 8
@@ -316,6 +325,16 @@ def test_pairs_need_equal_names(munit, tmp_path):
         path.rename(path.with_name(f"other-{path.name}"))
     with pytest.raises(DataProblem, match="leave --paired out"):
         unpaired.evaluate(munit, data=str(apart), paired=True, say=quiet)
+
+
+def test_pairs_of_scenes_show_the_same():
+    run = tiny.run("munit")  # which trains without pairs
+    _, dataset = open_images(run, None, ("painted", "outline"), None, paired=True)
+    painted, outline = (pictures.domains[0] for pictures in dataset.splits["test"])
+    assert (painted.domain, outline.domain) == ("painted", "outline")
+    assert np.array_equal(painted[3].mask, outline[3].mask)
+    train = [pictures.domains[0] for pictures in dataset.splits["train"]]
+    assert not np.array_equal(train[0][3].mask, train[1][3].mask)  # as the run had them
 
 
 def test_images_of_other_sizes_are_fitted(munit, tmp_path):

@@ -85,10 +85,15 @@ def figures(folder: RunFolder) -> str:
     if measured.get("format") != "unpaired metrics 1":
         return ""  # of an earlier version: evaluate again
     columns = measured["columns"]
+    classifiers = "".join(
+        f" The {html.escape(name)} is right for {net['accuracy']:.1%} of held-out images."
+        for name, net in measured["networks"].items()
+        if "accuracy" in net
+    )
     parts = [
         f"<h2>Figures</h2><p class=soft>Protocol {measured['protocol']['name']}, {measured['split']} images, step "
         f"{measured['step']}, seed {measured['seed']}. Arrows show which way is better; point at a name for its "
-        "meaning. Real images score what a perfect translator would.</p>"
+        f"meaning. Real images score what a perfect translator would.{classifiers}</p>"
     ]
     for rows in measured.get("scenes", {}).values():
         rows.pop("reader", None)

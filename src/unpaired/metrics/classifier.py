@@ -62,10 +62,6 @@ class Trained(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         return self.net.features(x)
 
-    @property
-    def believed(self) -> bool:
-        return self.accuracy >= LEAST_ACCURACY
-
 
 def train_classifier(
     train: Sequence[Tensor],

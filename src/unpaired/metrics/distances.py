@@ -49,43 +49,33 @@ def frechet(x: Tensor | Moments, y: Tensor | Moments) -> float:
     return max(0.0, float((a.mean - b.mean).square().sum() + traces - 2 * root))
 
 
-def kernel_distance(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
-    """Squared MMD of two whole sets (N, d), kernel (x.y / d + 1)^3 (Binkowski et al., ICLR 2018).
+def kid(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
+    """KID: squared MMD of two sets (N, d), kernel (x.y / d + 1)^3 (Binkowski et al., ICLR 2018).
 
-    unbiased: the sums within each set leave out their diagonals. May be slightly negative for equal distributions.
+    unbiased: the sums within each set leave out their diagonals. May be slightly negative for equal distributions. Of
+    all pairs, where the paper takes the mean over random subsets: the same in expectation, with less variance.
     """
     x, y = x.double(), y.double()
     n, m = len(x), len(y)
-    k_xx, k_yy, k_xy = polynomial(x, x), polynomial(y, y), polynomial(x, y)
+    between = kernel_sum(x, y) / (n * m)
     if not unbiased:
-        return float(k_xx.mean() + k_yy.mean() - 2 * k_xy.mean())
-    within_x = (k_xx.sum() - k_xx.trace()) / (n * (n - 1))
-    within_y = (k_yy.sum() - k_yy.trace()) / (m * (m - 1))
-    return float(within_x + within_y - 2 * k_xy.mean())
+        return kernel_sum(x, x) / n**2 + kernel_sum(y, y) / m**2 - 2 * between
+    within = [(kernel_sum(s, s) - own(s)) / (len(s) * (len(s) - 1)) for s in (x, y)]
+    return sum(within) - 2 * between
 
 
-def polynomial(x: Tensor, y: Tensor) -> Tensor:
-    """(N, d), (M, d) -> (N, M)"""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def kernel_sum(x: Tensor, y: Tensor) -> float:
+    """Over all pairs of (N, d) and (M, d), in blocks of rows."""
+    return sum(float(polynomial(rows @ y.T / x.shape[1]).sum()) for rows in x.split(BLOCK))
 
 
-def kid(
-    x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """KID: the unbiased kernel distance, mean over random subsets of `size`, and its standard error over them.
+def own(x: Tensor) -> float:
+    """The sum of the kernels of each vector with itself."""
+    return float(polynomial(x.square().mean(1)).sum())
 
-    Where neither set is larger than `size` the sets are taken whole, once, and the standard error is nan: every pair
-    of vectors is used then, and a subset could only lose some.
-    """
-    if len(x) <= size and len(y) <= size:
-        return kernel_distance(x, y), float("nan")
-    g = torch.Generator().manual_seed(seed)
 
-    def subset(s: Tensor) -> Tensor:
-        return s[torch.randperm(len(s), generator=g)[:size].to(s.device)]
-
-    values = torch.tensor([kernel_distance(subset(x), subset(y)) for _ in range(subsets)])
-    return float(values.mean()), float(values.std() / subsets**0.5)
+def polynomial(products: Tensor) -> Tensor:
+    return (products + 1) ** 3
 
 
 class Manifold(NamedTuple):

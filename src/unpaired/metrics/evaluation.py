@@ -99,7 +99,7 @@ def evaluate(
         net, about_lpips = load_distance([Path(p) for p in lpips])
         tools.lpips = net.to(tools.device)
     settings, dataset = open_images(
-        config, folder, translator.domains, [data] if isinstance(data, str) else data
+        config, folder, translator.domains, [data] if isinstance(data, str) else data, paired
     )
     split = held_out(dataset)
     if split == "val":
@@ -168,6 +168,8 @@ def evaluate(
             tools.leave_out(str(problem))
     missing_weights(tools)
     result["networks"] = {f.name: f.about for f in tools.features}
+    for target, (trained, _) in tools.labels.items():
+        result["networks"][f"classifier of labels of {sides[target].name}"] = reliability(trained)
     if tools.lpips:
         result["networks"][tools.lpips.name] = about_lpips
     result["left out"] = tools.left_out
@@ -303,8 +305,14 @@ def learn_domains(sides: Sequence[Side], flip: bool, tools: Tools) -> None:
     if trained is None:
         return
     tools.domains = trained
-    about = {"accuracy": round(trained.accuracy, 4), "images": trained.images}
-    tools.features.insert(0, Features("classifier", Pooled(trained), trained.side, about))
+    tools.features.insert(
+        0, Features("classifier", Pooled(trained), trained.side, reliability(trained))
+    )
+
+
+def reliability(trained: Trained) -> dict[str, float]:
+    """What stands beside every number that comes from a classifier."""
+    return {"accuracy": round(trained.accuracy, 4), "images": trained.images}
 
 
 class Pooled(torch.nn.Module):

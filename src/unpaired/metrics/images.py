@@ -135,11 +135,16 @@ def saved_run(run: Run, folder: RunFolder | None) -> Run:
 
 
 def open_images(
-    run: Run, folder: RunFolder | None, domains: Sequence[str], data: Sequence[str] | None
+    run: Run,
+    folder: RunFolder | None,
+    domains: Sequence[str],
+    data: Sequence[str] | None,
+    paired: bool = False,
 ) -> tuple[Data, Dataset]:
     """The images that a run is measured on: those it was trained from, or `data`, in the order of its domains.
 
-    Raises `ConfigProblem` where they are not known or lack a domain.
+    paired: of the built-in scenes, test images of equal number show the same content in all domains. Raises
+    `ConfigProblem` where they are not known or lack a domain.
     """
     settings = saved_run(run, folder).data
     if data:
@@ -163,6 +168,8 @@ def open_images(
         )
     order = [dataset.domains.index(d) for d in domains]
     splits = {s: tuple(of[i] for i in order) for s, of in dataset.splits.items()}
+    if paired and settings.root == "scenes":
+        splits["test"] = open_dataset(settings, "paired", run.train.seed).splits["test"]
     return settings, dataset._replace(domains=tuple(domains), splits=splits)
 
 

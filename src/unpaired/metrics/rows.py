@@ -42,6 +42,7 @@ NEIGHBOURS = 5  # k of precision, recall, density and coverage
 WASSERSTEIN_IMAGES, WASSERSTEIN_SIDE = 256, 64
 PATHS, POINTS = 20, 20  # of path smoothness
 STYLED = 500  # images whose styles are encoded
+RANDOM_PAIRS = 100  # of real images, whose difference stands beside diversity
 
 Say = Callable[[str], None]
 Row = dict[str, float]
@@ -165,8 +166,8 @@ def compared(f: Features, real: Vectors, made: Vectors, d: Direction, tools: Too
             "lacks rank: trust KID."
         )
     near = manifold(real.kept, made.kept, NEIGHBOURS)._asdict()
-    value, error = kid(real.kept, made.kept, seed=tools.seed)
-    row = {f.title("KID"): value, f.title("Frechet"): frechet(real.moments(), made.moments())}
+    row = {f.title("KID"): kid(real.kept, made.kept)}
+    row[f.title("Frechet")] = frechet(real.moments(), made.moments())
     return row | {f.title(name): v for name, v in near.items()}
 
 
@@ -204,7 +205,7 @@ def measured(
     truth = partners(d, paired or method.layout == "paired")
     held = {d.target: d.held.some(tools.protocol.inputs)}
     floors = {
-        "real images": of_images(held, d, tools).row(real, reals),
+        "real images": of_images(held, d, tools).row(real, reals) | unlike(d.held, tools),
         "untranslated": of_images(d.inputs, d, tools, truth).row(real, reals),
     }
     source = None if len(d.inputs) > 1 else method.domains[next(iter(d.inputs))]
@@ -364,6 +365,20 @@ def variety(method: Method, d: Direction, way: str, tools: Tools) -> Row:
     if logits:
         score = conditional_inception_score(torch.stack(logits))
         row |= {"CIS": score.nats, "exp CIS": score.exponential}
+    return row
+
+
+def unlike(images: Images, tools: Tools) -> Row:
+    """How random real images differ, each compared once."""
+    x = images.some(2 * RANDOM_PAIRS).tensor(tools.device)
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(tools.seed)).to(x.device)]
+    a, b = (x[i : len(x) // 2 * 2 : 2] for i in (0, 1))
+    if not len(b):
+        return {}
+    row = {"pixel diversity": float(per_image(a, b).mean())}
+    if tools.lpips is not None:
+        distance = tools.lpips.distance(perceived(tools.lpips, a), perceived(tools.lpips, b))
+        row[f"LPIPS diversity ({tools.lpips.name})"] = float(distance.mean())
     return row
 
 
