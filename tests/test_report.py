@@ -2,26 +2,37 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from test_evaluate import write_images
 
 from unpaired import report, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 
 
+def write_metrics(run, swd, digest="abc"):
+    figures = {"SWD": swd, "coverage": swd, "change": swd}
+    data = {"root": "scenes", "size": [16, 16], "domains": {"outline": {"digest": digest}}}
+    measured = {"protocol": {"name": "quick"}, "split": "test", "data": data}
+    measured["means"] = {"latent": {"model": figures, "real": {"SWD": 0}}}
+    (run / "metrics.json").write_text(json.dumps(measured))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """The first on images in folders, which say which domains there are; the second on scenes."""
     path = tmp_path_factory.mktemp("zwei Läufe")
-    for name, size, swd in (("munit", 16, 4.0), ("cyclegan", 32, 3.0)):
-        train.fit(tiny.run(name, size=size, steps=1), RunFolder(path / name), say=str)
-        figures = {"SWD": swd, "coverage": swd, "change": swd}
-        measured = {"protocol": {"name": "quick"}, "split": "test", "means": {}}
-        measured["means"]["latent"] = {"model": figures, "real": {"SWD": 0}}
-        (path / name / "metrics.json").write_text(json.dumps(measured))
+    images = write_images(path / "images", ["outline", "painted"], counts={"train": 4, "test": 2})
+    for name, size, swd, root in (("munit", 16, 4.0, str(images)), ("cyclegan", 32, 3.0, "scenes")):
+        run = tiny.run(name, size=size, steps=1)
+        run = run.model_copy(update={"data": run.data.model_copy(update={"root": root})})
+        train.fit(run, RunFolder(path / name), say=str)
+        write_metrics(path / name, swd)
     return path
 
 
@@ -43,6 +54,17 @@ def test_one_page_of_two_methods(runs, tmp_path, capsys):
     assert text.count("nearest training images") == 8
 
 
+def test_figures_on_other_images_are_not_compared(runs):
+    folders = [RunFolder(runs / name) for name in ("munit", "cyclegan")]
+    models = [(folder.path.name, None) for folder in folders]
+    assert report.figures(models, folders).count("<table>") == 1
+    write_metrics(runs / "cyclegan", 3.0, digest="other images")
+    text = report.figures(models, folders)
+    assert text.count("<table>") == 2 and "<b>" not in text
+    assert text.count("quick, test images of scenes, 16 x 16: random styles") == 2
+    write_metrics(runs / "cyclegan", 3.0)
+
+
 def test_a_memorised_image_is_its_own_neighbour():
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (24, 24, 3), dtype=np.uint8) for _ in range(5)]
@@ -61,3 +83,7 @@ def test_a_memorised_image_is_its_own_neighbour():
 def test_what_is_no_run_is_told(runs, tmp_path, capsys):
     assert main(["report", str(runs / "munit"), str(tmp_path), "--out", str(tmp_path / "r")]) == 2
     assert "not a run" in capsys.readouterr().err
+    shutil.copy(runs / "munit" / "model.safetensors", tmp_path / "model.safetensors")
+    words = [str(tmp_path / "model.safetensors"), str(runs / "munit"), "--out", str(tmp_path / "r")]
+    assert main(["report", *words]) == 2
+    assert "where its images are" in capsys.readouterr().err and not (tmp_path / "r").exists()

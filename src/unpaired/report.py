@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from unpaired import page
 from unpaired.checkpoint import RunFolder, write_atomic
 from unpaired.data.batches import Pictures, middle
 from unpaired.data.datasets import Dataset, open_dataset
+from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem
+from unpaired.metrics.images import saved_run
 from unpaired.metrics.table import metric
 from unpaired.pictures import enlarged, sheet
 from unpaired.translator import Translator
@@ -36,8 +39,12 @@ def report(runs: Sequence[Path], out: Path) -> None:
     """Writes the page of `runs`. Inputs are the test images of the first run's data, random styles those of seed 0."""
     models = [(name, Translator.load(path)) for name, path in zip(named(runs), runs, strict=True)]
     folders = [RunFolder(path if path.is_dir() else path.parent) for path in runs]
-    first = models[0][1]
-    data = open_dataset(first.run.data, first.method.layout, first.run.train.seed)
+    first, run = models[0][1], saved_run(models[0][1].run, folders[0])
+    if run is first.run and run.data.root != "scenes":
+        raise ConfigProblem(
+            f"{escape(runs[0])} does not say where its images are, which the page shows: name a run folder first."
+        )
+    data = open_dataset(run.data, first.method.layout, run.train.seed)
     parts = [WIDE, "<h1>Report</h1>", overview(models, folders), figures(models, folders)]
     parts += ["<h2>Same inputs, same seeds</h2>", *samples(models, data)]
     parts += ["<h2>Curves</h2>"]
@@ -69,17 +76,17 @@ def overview(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFold
 
 
 def figures(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFolder]) -> str:
-    """A table for each protocol and way to a style, the best of each metric in bold; runs are comparable within one."""
-    tables: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
+    """A table for each protocol, set of images and way to a style, the best of each metric in bold; runs are comparable
+    within one."""
+    tables: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
     for (name, _), folder in zip(models, folders, strict=True):
         path = folder.path / "metrics.json"
         measured = json.loads(path.read_bytes()) if path.is_file() else {}
         for way, rows in measured.get("means", {}).items():
-            key = (f"{measured['protocol']['name']}, {measured['split']} images", way)
-            tables.setdefault(key, {})[name] = rows["model"]
+            tables.setdefault((way, *conditions(measured)), {})[name] = rows["model"]
     parts = ["<h2>Figures</h2>"]
-    for (protocol, way), rows in tables.items():
-        title = f"{protocol}: {page.WAYS.get(way, way)}"
+    for (way, said, *_), rows in tables.items():
+        title = f"{said}: {page.WAYS.get(way, way)}"
         parts.append(f"<h3>{html.escape(title)}</h3>{comparison(rows)}")
     missing = [name for name, _ in models if not any(name in rows for rows in tables.values())]
     if missing:
@@ -87,6 +94,14 @@ def figures(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFolde
             f"<p class=soft>Not measured: {html.escape(', '.join(missing))}; say <code>unpaired evaluate RUN</code></p>"
         )
     return "".join(parts)
+
+
+def conditions(measured: Mapping[str, Any]) -> tuple[str, ...]:
+    """What runs must have in common to be compared: in words, then the hashes of the images."""
+    data = measured["data"]
+    root = data["root"] if isinstance(data["root"], str) else " and ".join(data["root"])
+    said = f"{measured['protocol']['name']}, {measured['split']} images of {root}, {' x '.join(map(str, data['size']))}"
+    return said, *sorted(domain["digest"] for domain in data["domains"].values())
 
 
 def comparison(rows: Mapping[str, Mapping[str, float]]) -> str:
