@@ -1,6 +1,7 @@
 """A trained model at work: the same answers from Python and the command line, for images of any size."""
 
 import numpy as np
+import odd_images
 import pytest
 import tiny
 import torch
@@ -235,6 +236,57 @@ def test_a_method_without_random_styles_cannot_be_swept(name, photo, tmp_path):
     t = Translator(method, config)
     with pytest.raises(ConfigProblem, match="no random styles"):
         t.sweep(photo, t.domains[-1], 0, style_from=None)
+
+
+def test_pictures_of_pillow_are_read_as_their_files(run, tmp_path):
+    t = Translator.load(run)
+    turned, clear = Image.new("RGB", (40, 20), "red"), Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    clear.save(tmp_path / "clear.png")
+    deep = np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for path in tmp_path.iterdir():
+        with Image.open(path) as opened:
+            assert np.array_equal(t.pixels(opened), t.pixels(path)), path
+    assert (t.pixels(clear) == 255).all() and t.pixels(tmp_path / "turned.jpg").shape == (40, 20, 3)
+    with pytest.raises(DataProblem, match="floating-point"):
+        t.pixels(Image.fromarray(np.ones((20, 20), np.float32)))
+    for shape, kind in [((20, 20), "uint8"), ((20, 20, 4), "uint8"), ((20, 20, 3), "float64")]:
+        with pytest.raises(ConfigProblem, match=r"\(H, W, 3\) uint8, RGB, not"):
+            t.pixels(np.zeros(shape, kind))
+
+
+def test_every_odd_image_of_a_folder_is_translated_or_named(run, tmp_path, monkeypatch, capsys):
+    """D-01 to D-43: one of each; and a name as long as names may be."""
+    monkeypatch.setattr("unpaired.translate.SHEET_ROWS", 5)
+    folder, long = tmp_path / "in", "x" * 251
+    folder.mkdir()
+    cases = {case.id: case for case in odd_images.cases() if case.expected is not odd_images.EITHER}
+    for case in cases.values():
+        (folder / f"{case.id}.png").write_bytes(case.make())
+    Image.new("RGB", (20, 20)).save(folder / f"{long}.png")
+    words = ["translate", str(run), str(folder), "--to", "painted", "--styles", "1", "--out"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    used = {path.name for path in (tmp_path / "out").iterdir()}
+    for case in cases.values():
+        fine = isinstance(case.expected, odd_images.Pixels)
+        assert (f"{case.id}-painted-00.png" in used) == fine, case
+        assert (f"Skipped: {folder / case.id}.png: " in said) != fine, case
+    assert any(name.startswith("xxx") for name in used) and "D-09.png: the PNG lacks" in said
+    assert "the first 5 on one sheet" in said
+
+
+def test_results_stay_apart_from_the_images(run, photo, tmp_path, capsys):
+    for i in range(2):
+        Image.open(photo).save(tmp_path / f"{i}.png")
+    words = ["translate", str(run), str(tmp_path), "--to", "painted", "--styles", "1", "--out"]
+    assert main([*words, str(tmp_path)]) == 2 and "apart" in capsys.readouterr().err
+    for _ in range(2):  # the second time past the results of the first
+        assert main([*words, str(tmp_path / "out")]) == 0
+        assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_refusals(run, photo, tmp_path):

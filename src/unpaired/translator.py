@@ -17,7 +17,7 @@ from unpaired.checkpoint import load_model
 from unpaired.config import Run, nearest, resolve
 from unpaired.data.batches import covering, luminance
 from unpaired.data.datasets import Dataset
-from unpaired.data.intake import escape, read_image
+from unpaired.data.intake import TRAIN, escape, read_image, upright_rgb
 from unpaired.errors import ConfigProblem, DataProblem, Problem
 from unpaired.method import Method
 from unpaired.pictures import enlarged, from_array, sheet, to_images
@@ -252,16 +252,20 @@ class Translator:
     def pixels(self, image: Picture) -> np.ndarray:
         """(H, W, C) uint8, upright, of the model's channels."""
         if isinstance(image, Image.Image):
-            array = np.asarray(image.convert("RGB"))
-        elif isinstance(image, np.ndarray):
+            array = upright_rgb(image)
+        elif not isinstance(image, np.ndarray):
+            array = read_image(image)
+        elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
             array = image
         else:
-            array = read_image(image)
+            raise ConfigProblem(
+                f"An array must be (H, W, 3) uint8, RGB, not {image.shape} {image.dtype}: make a PIL image of it."
+            )
         return luminance(array) if self.run.data.channels == 1 else array
 
     def prepare(self, image: Picture, size: int | None = None) -> Tensor:
         """(1, C, H, W) in [-1, 1], the shorter side at `size` pixels."""
-        least = size or min(self.run.data.hw)
+        least = min(self.run.data.hw) if size is None else size
         smallest = min(4 * self.method.stride, *self.run.data.hw)
         if least < smallest:
             raise ConfigProblem(
@@ -270,7 +274,13 @@ class Translator:
         array = self.pixels(image)
         h, w = array.shape[:2]
         ratio = least / min(h, w)
-        return self.tensor(covering(array, (round(h * ratio), round(w * ratio))))
+        h, w = round(h * ratio), round(w * ratio)
+        if h * w > TRAIN.max_pixels:
+            raise ConfigProblem(
+                f"--size {least} would make this image {w} x {h} pixels: at most "
+                f"{TRAIN.max_pixels / 1e6:.3g} megapixels, so choose a smaller one."
+            )
+        return self.tensor(covering(array, (h, w)))
 
     def shown(self, image: Picture, size: int | None = None) -> Image.Image:
         """`image` as the model sees it, for sheets."""
@@ -324,6 +334,8 @@ def linspace(low: float, high: float, steps: int) -> list[float]:
 
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
+    if not 0 <= seed < 2**63:
+        raise ConfigProblem(f"A seed is a whole number from 0 to 2^63 - 1, not {seed}.")
     generator = torch.Generator().manual_seed(seed)
     drawn = [method.sample_style(1, target, generator) for _ in range(n)]
     return torch.cat([s for s in drawn if s is not None])

@@ -96,8 +96,20 @@ def read_image(source: str | os.PathLike[str] | bytes, limits: Limits = TRAIN) -
     """The image in a file, or in the bytes of one: (H, W, 3) uint8, RGB, upright.
 
     Raises BadImage for everything that the module's docstring does not call usable; nothing else,
-    whatever the bytes are. Warns with OddImage where a PNG lacks its end mark.
+    whatever the bytes are. Warns with OddImage where `examine` finds something odd.
     """
+    image, odd = examine(source, limits)
+    if odd:
+        name = "the image" if isinstance(source, bytes) else escape(source)
+        warnings.warn(f"{name}: {odd}; it is used", OddImage, stacklevel=2)
+    return image
+
+
+def examine(
+    source: str | os.PathLike[str] | bytes, limits: Limits = TRAIN
+) -> tuple[np.ndarray, str]:
+    """As `read_image`, with what is odd about a file that is used all the same, "" for nothing, in place of a
+    warning: for threads, which share the filters of warnings."""
     name = "the image" if isinstance(source, bytes) else escape(source)
     data = source if isinstance(source, bytes) else read_file(source, limits.max_bytes)
     try:
@@ -118,9 +130,19 @@ def read_image(source: str | os.PathLike[str] | bytes, limits: Limits = TRAIN) -
         text = escape(" ".join(str(error).split()))
         text = text or type(error).__name__
         raise BadImage(name, f"the image is damaged ({text})") from error
-    if not whole:
-        warnings.warn(f"{name}: the PNG lacks its end mark; it is used", OddImage, stacklevel=2)
-    return image
+    return image, "" if whole else "the PNG lacks its end mark"
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """A picture that Pillow holds, as `read_image` gives its file: (H, W, 3) uint8. Raises BadImage."""
+    try:
+        with _quiet():
+            image.load()
+            return _upright(_rgb(image), _orientation(image))
+    except _Refused as refused:
+        raise BadImage("the image", str(refused)) from None
+    except Exception as error:
+        raise BadImage("the image", f"it cannot be decoded ({error})") from error
 
 
 def describe(data: bytes) -> str:
