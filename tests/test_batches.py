@@ -1,5 +1,8 @@
 """Batches are a pure function of (seed, step); bad files are told once and stood in for."""
 
+import os
+import random
+
 import numpy as np
 import pytest
 import tiny
@@ -11,6 +14,7 @@ from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.batches import Batches, FilePictures, luminance, to_device
 from unpaired.data.datasets import open_dataset
+from unpaired.data.folders import scan
 from unpaired.errors import DataProblem
 
 
@@ -140,6 +144,67 @@ def test_T13_bad_files_are_told_once_and_stood_in_for(two, tmp_path):
     with pytest.raises(DataProblem, match="unpaired data check") as problem:
         train.fit(strict, RunFolder(tmp_path / "c"), say=lambda line: None)
     assert problem.value.exit_code == 65 and not RunFolder(tmp_path / "c").steps()
+
+
+def test_d42_a_file_that_changes_after_the_scan_is_used_and_told_once(two, caplog):
+    listing = scan(two[0])
+    paths = listing.paths("train", "images")
+    pictures = FilePictures(paths, (16, 16), pytest.fail, listing.entries)
+    pictures.room = 0  # nothing is kept: each image is read each time
+    before = pictures.read(1)
+    Image.new("RGB", (40, 30), "red").save(paths[1])
+    for _ in range(2):
+        assert (pictures.read(1) == (255, 0, 0)).all() and (before != (255, 0, 0)).any()
+        pictures.read(0)
+    (record,) = caplog.records
+    assert paths[1].name in record.message and "new content is used" in record.message
+
+
+def test_T14_a_thousand_edits_while_running(tmp_path):
+    """Unlinked, cut, emptied, replaced by a folder or a pipe, and back."""
+    listing = scan(folder(tmp_path / "a", [f"{i}.png" for i in range(20)], (16, 16)), validation=0)
+    paths, told = listing.paths("train", "images"), []
+    good = paths[0].read_bytes()
+    rng, used = random.Random(0), 0
+    for _ in range(1000):
+        i = rng.randrange(20)
+        if paths[i].is_dir():
+            paths[i].rmdir()
+        paths[i].unlink(missing_ok=True)
+        match rng.randrange(6):
+            case 0:
+                paths[i].mkdir()
+            case 1:
+                paths[i].write_bytes(good[: rng.randrange(len(good))])
+            case 2:
+                os.mkfifo(paths[i])
+            case 3 | 4:
+                paths[i].write_bytes(good)
+        report = lambda path, reason: told.append(path)  # noqa: E731
+        pictures = FilePictures(paths, (16, 16), report, listing.entries)
+        if pictures.usable(i):
+            used += 1
+            assert not told
+        else:
+            assert told == [paths[i]] and not (paths[i].is_file() and paths[i].read_bytes() == good)
+        told.clear()
+        try:
+            assert pictures.read(i).shape == (16, 16, 3)  # its own or another one
+        except DataProblem:
+            assert len(pictures.bad) == 20
+        told.clear()
+    assert 200 < used < 500
+
+
+def test_links_out_of_the_folder_are_followed_where_it_is_asked(two, tmp_path):
+    for name, target in zip(("x", "y"), two, strict=True):
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (tmp_path / "links" / name).symlink_to(target)
+    data = tiny.run("munit", f"data.root={tmp_path / 'links'}", "data.domains=null").data
+    with pytest.raises(DataProblem, match="follow_links"):
+        open_dataset(data, "two_domains")
+    followed = open_dataset(data.model_copy(update={"follow_links": True}), "two_domains")
+    assert followed.domains == ("x", "y") and [len(p) for p in followed.splits["train"]] == [6, 6]
 
 
 def test_T14_an_image_that_disappears_is_a_bad_image(two):

@@ -136,6 +136,29 @@ def test_unreadable_blank_tiny_and_narrow(tmp_path: Path) -> None:
     assert len(check(tmp_path, size=65).tiny) == 34  # all that can be read
 
 
+def test_a_file_that_is_odd_and_used_is_named(tmp_path: Path) -> None:
+    photos(tmp_path)
+    path = tmp_path / "trainA/3.png"
+    path.write_bytes(path.read_bytes()[:-12])
+    report = check(tmp_path)
+    assert report.odd == (("trainA/3.png", "the PNG lacks its end mark"),) and not report.unreadable
+    told = "1 images are used although odd, as trainA/3.png: the PNG lacks its end mark."
+    assert told in report.warnings
+    to_page(report, tmp_path.with_suffix(".html"))
+    assert "Odd, and used" in tmp_path.with_suffix(".html").read_text()
+
+
+def test_a_folder_for_each_domain(tmp_path: Path) -> None:
+    for number in range(4):
+        put(tmp_path, f"cats/{number}.png", photo(number))
+        put(tmp_path, f"dogs/{number}.png", photo(number + 3))
+    report = check(scan(tmp_path / "cats", tmp_path / "dogs"))
+    assert found(report) == {("exact", ("cats/3.png", "dogs/0.png"))}
+    assert f"{tmp_path / 'cats'} {tmp_path / 'dogs'} (<domain>)" in to_text(report)
+    with pytest.raises(ConfigProblem, match="inside the data set"):
+        to_page(report, tmp_path / "dogs" / "page.html")
+
+
 def test_one_odd_dot_is_not_blank(tmp_path: Path) -> None:
     photos(tmp_path)
     dot = np.full((64, 64, 3), 255, np.uint8)

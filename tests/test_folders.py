@@ -10,7 +10,6 @@ import random
 import shutil
 import socket
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from odd_images import encode, picture
 
 from unpaired.data import folders
 from unpaired.data.folders import Fingerprint, Listing, compare, halves, scan
-from unpaired.data.intake import BadImage, OddImage, read_image
+from unpaired.data.intake import read_image
 from unpaired.errors import ConfigProblem, DataProblem, Problem
 
 
@@ -306,47 +305,6 @@ def test_d41_the_same_image_and_the_same_name_twice(tmp_path: Path) -> None:
     }
 
 
-def test_d42_a_file_that_changes_after_the_scan(tmp_path: Path) -> None:
-    path = fill(tmp_path, "a.png") / "a.png"
-    listing = scan(tmp_path)
-    assert np.array_equal(listing.image(path), read_image(path))
-    path.write_bytes(encode(picture(), "PNG"))
-    with pytest.warns(OddImage, match="a.png: the file changed since the scan; its new content"):
-        assert np.array_equal(listing.image(path), picture())
-    path.unlink()
-    with pytest.raises(BadImage, match="cannot be read"):
-        listing.image(path)
-
-
-def test_a_thousand_edits_while_running(tmp_path: Path) -> None:
-    """T-14: unlinked, cut, emptied, replaced by a folder or a pipe, and back."""
-    fill(tmp_path, *(f"{i}.png" for i in range(20)))
-    listing = scan(tmp_path)
-    paths, good = listing.paths("train", "images"), (tmp_path / "0.png").read_bytes()
-    rng, used = random.Random(0), 0
-    for _ in range(1000):
-        path = rng.choice(paths)
-        if path.is_dir():
-            path.rmdir()
-        path.unlink(missing_ok=True)
-        match rng.randrange(6):
-            case 0:
-                path.mkdir()
-            case 1:
-                path.write_bytes(good[: rng.randrange(len(good))])
-            case 2:
-                os.mkfifo(path)
-            case 3 | 4:
-                path.write_bytes(good)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OddImage)
-            try:
-                used += listing.image(path).shape == (16, 16, 3)
-            except BadImage:
-                assert not path.is_file() or path.read_bytes() != good
-    assert 200 < used < 500
-
-
 def test_order_does_not_depend_on_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +359,7 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert listing.domains == ("A", "B") and listing.paired and listing.side_by_side
     (path,) = listing.paths("train", "A")
     assert listing.paths("train", "B") == (path,)
-    a, b = halves(listing.image(path))
+    a, b = halves(read_image(path))
     assert np.array_equal(a, picture()) and np.array_equal(b, 255 - picture())
     with pytest.raises(DataProblem, match="even width, not 55"):
         halves(picture()[:, :55])

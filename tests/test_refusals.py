@@ -4,7 +4,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from unpaired import train
+from unpaired import Translator, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 
@@ -50,6 +50,17 @@ def training(method, data, *words):
         (translate("munit", "--interpolate", "1", "nowhere"), 2, ["nowhere"]),
         (translate("munit", "--styles", "0"), 2, ["--styles"]),
         (translate("munit", "--size", "2"), 2, ["--size"]),
+        (translate("munit", "--size", "0"), 2, ["--size"]),
+        (translate("munit", "--size", "9999"), 2, ["--size", "40 megapixels"]),
+        (translate("munit", "--seed", "-1"), 2, ["seed"]),
+        (translate("munit", "--seed", str(2**64)), 2, ["seed"]),
+        (
+            translate("munit", "--interpolate", "1", "2", "--style-from", "a.png"),
+            2,
+            ["--style-from"],
+        ),
+        (translate("munit", "--interpolate", "1", "2", "--component", "0"), 2, ["--component"]),
+        (translate("munit", "--out", "a.png"), 73, ["a.png", "--out"]),
         # what the method cannot do
         (translate("cyclegan", "--style-from", "a.png"), 2, ["cyclegan", "--style-from"]),
         (translate("cyclegan", "--interpolate", "1", "2"), 2, ["cyclegan"]),
@@ -59,6 +70,7 @@ def training(method, data, *words):
         (translate("nowhere"), 2, ["nowhere", "unpaired train"]),
         (translate("note.txt"), 65, ["note.txt"]),
         (["evaluate", "nowhere"], 2, ["nowhere"]),
+        (["report", "munit", "--out", "no/x.html"], 74, ["no/x.html", "no such file or folder"]),
         (["train", "--resume", "nowhere"], 2, ["nowhere"]),
         (training("munit", "scenes", "--init", "empty"), 2, ["--init", "empty"]),
         (training("munit", "scenes", "--out", "a.png"), 73, ["a.png"]),
@@ -72,6 +84,8 @@ def training(method, data, *words):
         (training("munit", "two", "data.domains=[cats, dgs]"), 2, ["dgs", "dogs"]),
         (["data", "check", "nowhere"], 2, ["nowhere"]),
         (["data", "check", "empty"], 65, ["empty"]),
+        (["data", "check", "two", "--page", "two/x.html"], 2, ["two/x.html", "elsewhere"]),
+        (["data", "check", "empty", "two/cats", "two/dogs"], 65, ["empty"]),
         # values of the wrong kind
         (training("tunit", "scenes", "train.accumulate=2"), 2, ["train.accumulate"]),
         (training("munit", "scenes", "train.precision=fp16"), 2, ["train.precision", "bf16-mixed"]),
@@ -80,8 +94,19 @@ def training(method, data, *words):
         (training("munit", "scenes", "optim=fast"), 2, ["optim"]),
         (training("munit", "scenes", "method.dim=wide"), 2, ["method.dim", "wide"]),
         (training("munit", "scenes", "train.steps=0"), 2, ["train.steps"]),
+        (training("munit", "scenes", "train.seed=4294967296"), 2, ["train.seed"]),
+        (
+            training("munit", "scenes", "train.accumulate=3"),
+            2,
+            ["train.accumulate", "data.batch=8"],
+        ),
+        (training("munit", "scenes", "optim.default.lr=.inf"), 2, ["optim.default.lr"]),
+        (training("munit", "scenes", "optim.default.betas=[0.5, 1]"), 2, ["optim.default.betas"]),
+        (training("munit", "scenes", "data.workers=-1"), 2, ["data.workers"]),
+        (training("munit", "two", "data.domains=[cats, cats]"), 2, ["data.domains", "twice"]),
         (["train", "list.yaml"], 2, ["list.yaml", "method:"]),
-        (["train", "texts"], 2, ["texts"]),
+        (["train", "texts"], 2, ["--data texts"]),
+        (["train", "munit"], 2, ["--resume munit"]),
     ],
 )
 def test_one_sentence(arguments, code, words, place, monkeypatch, capsys):
@@ -93,3 +118,32 @@ def test_one_sentence(arguments, code, words, place, monkeypatch, capsys):
     for word in words:
         assert word in printed
     assert {path for path in place.rglob("*") if "runs" not in path.parts} == before
+
+
+def test_a_size_that_memory_does_not_hold(place, monkeypatch, capsys):
+    def exhausted(*args):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(Translator, "render", exhausted)
+    assert main(translate("munit")) == 71
+    printed = capsys.readouterr().err.strip()
+    assert "--size" in printed and "\n" not in printed
+
+
+def test_a_run_does_not_go_back(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(RunFolder, "steps", lambda self: [0, 7])
+    assert main(["train", "--resume", "munit", "train.steps=6"]) == 2
+    assert "7 steps" in capsys.readouterr().err
+
+
+def test_T11_a_run_that_cannot_be_read_is_not_begun_anew(tmp_path, capsys):
+    run = RunFolder(tmp_path / "x")
+    run.create()
+    run.save(3, {}, {})
+    (run.checkpoints / "step-00000003" / "manifest.json").unlink()
+    assert main([*training("munit", "scenes"), "--out", str(run.path)]) == 74
+    assert "--fresh" in capsys.readouterr().err

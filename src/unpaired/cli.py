@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unpaired.errors import Problem
+from unpaired.errors import OutOfMemory, Problem
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -35,6 +36,14 @@ def train(args: argparse.Namespace) -> None:
                 f"networks by --init {args.resume}."
             )
         folder = RunFolder(args.resume)
+        done = max(folder.steps(), default=0)
+        if run.train.steps < done:
+            raise ConfigProblem(
+                f"{args.resume} has done {done} steps already, and train.steps={run.train.steps} is fewer: say "
+                "train.steps=N with more."
+            )
+        if done == run.train.steps:
+            print(f"All {done} steps are done already: say train.steps=N to go on.")
         fit(run, folder, resume=True, allow_dataset_change=args.allow_dataset_change)
         return
     base: dict[str, object] = {}
@@ -46,6 +55,8 @@ def train(args: argparse.Namespace) -> None:
         base["data"] = {"root": args.data[0] if len(args.data) == 1 else args.data}
     run = load(config, settings, **base)
     folder = RunFolder(args.out or unused(Path("runs"), run.method.name))
+    if folder.checkpoints.is_dir() and not (args.fresh or folder.steps()):
+        folder.newest()  # refuses where there are checkpoints and none can be read
     print(f"Run folder: {folder.path}   page: {folder.path / 'index.html'}")
     fit(run, folder, init=args.init, fresh=args.fresh)
 
@@ -133,7 +144,7 @@ def data_check(args: argparse.Namespace) -> None:
     from unpaired.data.check import check, to_json, to_page, to_text
     from unpaired.data.folders import scan
 
-    report = check(scan(args.dir, paired=args.paired))
+    report = check(scan(*args.dir, paired=args.paired, follow_links=args.follow_links))
     print(to_json(report) if args.json else to_text(report))
     if args.page:
         to_page(report, args.page)
@@ -379,9 +390,19 @@ def parser() -> argparse.ArgumentParser:
     c = command(
         actions, "check", data_check, "count, and find unreadable, blank, odd and duplicate images"
     )
-    c.add_argument("dir", type=Path, help="a folder in any layout; nothing in it is changed")
+    c.add_argument(
+        "dir",
+        type=Path,
+        nargs="+",
+        help="a folder in any layout, or one for each domain; nothing in it is changed",
+    )
     c.add_argument(
         "--paired", action="store_true", help="pairs: two folders with equal names, or A|B images"
+    )
+    c.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="also where links lead out of the folder (in training: data.follow_links=true)",
     )
     c.add_argument("--json", action="store_true", help="print JSON")
     c.add_argument(
@@ -463,3 +484,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except (MemoryError, RuntimeError) as error:  # torch raises the latter
+        if not (
+            isinstance(error, MemoryError) or re.search("(allocate|out of) memory", str(error))
+        ):
+            raise
+        print(
+            "unpaired: out of memory: make the images smaller (--size, data.size) or fewer (data.batch).",
+            file=sys.stderr,
+        )
+        return OutOfMemory.exit_code

@@ -21,7 +21,7 @@ from unpaired.registry import find_method
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def absolute(root: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
@@ -33,6 +33,12 @@ def absolute(root: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None
     )
 
 
+def distinct(domains: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if domains and len(set(domains)) < len(domains):
+        raise ValueError("a domain is named twice")
+    return domains
+
+
 def label_file(labels: str | None) -> str | None:
     return labels if labels in (None, "folders") else os.path.abspath(labels)
 
@@ -41,9 +47,9 @@ class Data(Section):
     """Where the images come from and how they are cut."""
 
     root: Annotated[str | tuple[str, ...] | None, AfterValidator(absolute)] = None  # docs/data.md
-    domains: tuple[str, ...] | None = (
-        None  # which domains, in which order; default: all that are found
-    )
+    # Which domains, in which order; default: all that are found
+    domains: Annotated[tuple[str, ...] | None, AfterValidator(distinct)] = None
+    follow_links: bool = False  # also where links lead out of the folder
     size: Annotated[int, Field(ge=8)] | tuple[int, int] = (
         256  # side of the square crop, or (height, width)
     )
@@ -57,7 +63,8 @@ class Data(Section):
     labelled: float = Field(1.0, gt=0, le=1)
     channels: Literal[1, 3] = 3
     batch: int = Field(1, ge=1)  # images of each domain in a step
-    workers: int | Literal["auto"] = "auto"  # processes that read; auto: none on a CPU
+    # Processes that read; auto: none on a CPU
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     max_bad: float = Field(
         0.05, ge=0, le=1
     )  # the share of unreadable images at which training refuses
@@ -85,12 +92,15 @@ class Decay(Section):
         return 1.0
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optim(Section):
     """One network's optimizer; `default` says what a network leaves out."""
 
     kind: Literal["adam", "rmsprop"] = "adam"
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: tuple[Beta, Beta] = (0.5, 0.999)
     weight_decay: float = Field(0.0, ge=0)  # added to the gradient
     clip: float | None = Field(None, gt=0)  # the largest norm of a network's gradient
     decay: Decay = Decay()
@@ -104,7 +114,7 @@ class Train(Section):
     accumulate: int = Field(1, ge=1)  # microbatches that a batch is split into, to save memory
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     compile: bool = False
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     log_every: int = Field(50, ge=1)
     sample_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
@@ -182,9 +192,15 @@ def resolve(said: Mapping[str, Any]) -> Run:
     except ValidationError as error:
         raise ConfigProblem(sentence(error, method.Config, ("method",))) from None
     try:
-        return Run.model_validate({**tree, "method": config, "preset": preset, "optim": optim})
+        run = Run.model_validate({**tree, "method": config, "preset": preset, "optim": optim})
     except ValidationError as error:
         raise ConfigProblem(sentence(error, Run)) from None
+    if run.data.batch % run.train.accumulate:
+        raise ConfigProblem(
+            f"train.accumulate: {run.train.accumulate} equal parts cannot be made of data.batch={run.data.batch}: "
+            "choose a divisor of it."
+        )
+    return run
 
 
 SAFE: tuple[str, ...] = (
@@ -257,6 +273,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigProblem(
             f"There is no config file {path}: give a YAML file, or --method and --data."
         ) from None
+    except IsADirectoryError:
+        is_run = (Path(path) / "config.yaml").is_file()
+        remedy = f"go on with this run by --resume {path}" if is_run else f"say --data {path}"
+        raise ConfigProblem(f"{path} is a folder and not a config: {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigProblem(f"{path} cannot be read as a config: {error}.") from None
     except yaml.YAMLError as error:
@@ -289,7 +309,8 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
         for part in location
         if part.isidentifier() and "[" not in part and part not in ("int", "str")
     ]
-    message = fault["msg"][0].lower() + fault["msg"][1:]
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{'.'.join([*prefix, *steps])}: {message}, not {fault['input']!r}: correct it."
 
 

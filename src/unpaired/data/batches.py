@@ -6,12 +6,15 @@ domain, epoch, index). So any number of workers reads the same batches, and resu
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,10 +22,12 @@ import torch
 from torch import Tensor
 
 from unpaired.data.augment import View
-from unpaired.data.folders import halves
-from unpaired.data.intake import escape, read_image, resize
+from unpaired.data.folders import Entry, halves
+from unpaired.data.intake import escape, examine, resize
 from unpaired.errors import ConfigProblem, DataProblem, Problem, StorageProblem
 from unpaired.pictures import from_array
+
+log = logging.getLogger(__name__)
 
 CACHE_BYTES = 2 << 30  # decoded and resized images that a process keeps
 READER_SECONDS = 120.0  # in which a batch must come from the reading processes
@@ -43,7 +48,8 @@ class FilePictures:
     """Images on disk, upright, RGB, resized so that they just cover `cover` (height, width); kept once decoded.
 
     An image that cannot be read is reported once, with its reason, and the next one of the list stands in for it.
-    half: 0 or 1 takes the left or right half of side-by-side images. labels: of each file, -1 where it is not known.
+    entries: what the scan saw of the files; a file that has changed since is used, and told once. half: 0 or 1 takes
+    the left or right half of side-by-side images. labels: of each file, -1 where it is not known.
     """
 
     def __init__(
@@ -51,11 +57,13 @@ class FilePictures:
         files: Sequence[Path],
         cover: tuple[int, int],
         report: Callable[[Path, str], None],
+        entries: Mapping[Path, Entry] = MappingProxyType({}),
         half: int | None = None,
         labels: Sequence[int] = (),
     ) -> None:
         self.files, self.cover, self.report, self.half = files, cover, report, half
-        self.labels = labels
+        self.entries, self.labels = entries, labels
+        self.changed: set[int] = set()
         self.kept: dict[int, np.ndarray] = {}
         self.bytes, self.room = 0, CACHE_BYTES
         self.bad: set[int] = set()
@@ -96,9 +104,8 @@ class FilePictures:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd but readable: `data check` tells of these
-                image = read_image(self.files[index])
+            image, _ = examine(self.files[index])  # of what is odd `data check` tells
+            self.compare(index)
             if self.half is not None:
                 image = halves(image)[self.half]
             image = covering(image, self.cover)
@@ -109,6 +116,18 @@ class FilePictures:
             self.kept[index] = image
             self.bytes += image.nbytes
         return image
+
+    def compare(self, index: int) -> None:
+        """Tells once of a file that is not what the scan saw."""
+        entry = self.entries.get(self.files[index])
+        if entry is None or index in self.changed:
+            return
+        with suppress(OSError):  # gone since it was read
+            now = os.stat(self.files[index])
+            if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
+                self.changed.add(index)
+                name = escape(entry.id)
+                log.warning("%s changed since the run looked; its new content is used", name)
 
 
 class ScenePictures:

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from unpaired.data.folders import Listing, scan
-from unpaired.data.intake import BadImage, describe, escape, read_file, read_image
+from unpaired.data.intake import BadImage, describe, escape, examine, read_file
 from unpaired.errors import ConfigProblem, NotWritable
 
 NARROW = 4.0  # longer over shorter side that deserves a look
@@ -56,17 +56,19 @@ class Report:
     """What `check` found. Images are named by id, the path within the data set.
 
     counts: split to domain to number of images. sizes, modes: domain to "width x height" or
-    "format mode" to number of images, the most frequent first. skipped, unreadable: (id, reason).
+    "format mode" to number of images, the most frequent first. skipped, unreadable, odd: (id, reason);
+    what is odd is used all the same.
     warnings: sentences, the gravest first; empty if all is well.
     """
 
-    root: str
+    roots: tuple[str, ...]
     layout: str
     counts: Mapping[str, Mapping[str, int]]
     sizes: Mapping[str, Mapping[str, int]]
     modes: Mapping[str, Mapping[str, int]]
     skipped: tuple[tuple[str, str], ...]
     unreadable: tuple[tuple[str, str], ...]
+    odd: tuple[tuple[str, str], ...]
     blank: tuple[str, ...]
     tiny: tuple[str, ...]
     narrow: tuple[str, ...]
@@ -94,6 +96,7 @@ class _Look(NamedTuple):
     blank: bool = False
     thumb: np.ndarray | None = None  # (THUMB, THUMB, 3) uint8
     bits: np.ndarray | None = None  # (128,) bool
+    odd: str = ""  # what is wrong with a file that can be read all the same
 
 
 def outline(listing: Listing) -> tuple[str, ...]:
@@ -142,13 +145,14 @@ def check(
     good = [look for look in looks if not look.reason]
     copies, stopped = _copies(good)
     report = Report(
-        root=str(listing.root),
+        roots=tuple(str(root) for root in listing.roots),
         layout=listing.layout,
         counts={s: {d: len(p) for d, p in of.items()} for s, of in listing.files.items()},
         sizes=_tally((look.domain, f"{look.width} x {look.height}") for look in good),
         modes=_tally((look.domain, look.mode) for look in good),
         skipped=tuple((str(path), reason) for path, reason in listing.skipped),
         unreadable=tuple((look.id, look.reason) for look in looks if look.reason),
+        odd=tuple((look.id, look.odd) for look in good if look.odd),
         blank=tuple(look.id for look in good if look.blank),
         tiny=tuple(look.id for look in good if min(look.width, look.height) < size),
         narrow=tuple(
@@ -171,7 +175,7 @@ def check(
 def _look(path: Path, name: str, split: str, domain: str) -> _Look:
     try:
         data = read_file(path)
-        image = read_image(data)
+        image, odd = examine(data)
     except BadImage as bad:
         return _Look(name, split, domain, bad.reason)
     picture = Image.fromarray(image)
@@ -193,6 +197,7 @@ def _look(path: Path, name: str, split: str, domain: str) -> _Look:
         spread <= 4 or float(pixels.std(axis=(0, 1)).max()) < 0.5,
         pixels,
         np.concatenate([across.ravel(), down.ravel()]),
+        odd,
     )
 
 
@@ -288,6 +293,9 @@ def _warnings(report: Report, total: int) -> Iterator[str]:
             f"{len(report.unreadable)} of {total} images cannot be read, as {escape(name)}: "
             f"{reason}."
         )
+    if report.odd:
+        name, reason = report.odd[0]
+        yield f"{len(report.odd)} images are used although odd, as {escape(name)}: {reason}."
     if report.blank:
         yield f"{len(report.blank)} images are blank: {_some(report.blank)}."
     for copies in report.copies:
@@ -323,7 +331,7 @@ def _suspicious(report: Report) -> list[str]:
 
 def _thumbnail(path: Path) -> bytes | None:
     try:
-        image = Image.fromarray(read_image(path))
+        image = Image.fromarray(examine(path)[0])
     except BadImage:  # it changed since
         return None
     image.thumbnail((128, 128))
@@ -345,7 +353,7 @@ def to_json(report: Report) -> str:
 
 def to_text(report: Report) -> str:
     """The report for a terminal; every name is escaped."""
-    lines = [f"{escape(report.root)} ({report.layout})", ""]
+    lines = [f"{' '.join(map(escape, report.roots))} ({report.layout})", ""]
     for split, domains in report.counts.items():
         counts = ", ".join(f"{escape(domain)} {count}" for domain, count in domains.items())
         lines.append(f"  {split:5}  {counts}")
@@ -386,13 +394,13 @@ def to_page(report: Report, path: str | os.PathLike[str]) -> None:
 
     Raises ConfigProblem if `path` is inside the data set, which stays as it is, and NotWritable.
     """
-    root = os.path.realpath(report.root)
-    if Path(os.path.realpath(path)).is_relative_to(root):
+    if any(Path(path).resolve().is_relative_to(Path(root).resolve()) for root in report.roots):
         raise ConfigProblem(
             f"{escape(path)} is inside the data set, where nothing is written; name a file "
             "elsewhere."
         )
-    title = f"Data set {html.escape(escape(os.path.basename(report.root) or report.root))}"
+    names = (os.path.basename(root) or root for root in report.roots)
+    title = f"Data set {_safe(' '.join(names))}"
     page = _PAGE.format(title=title, body="\n".join(_sections(report)))
     try:
         Path(path).write_text(page, encoding="utf-8")
@@ -425,7 +433,11 @@ def _sections(report: Report) -> Iterator[str]:
     ):
         if names:
             yield f"<section><h2>{head}</h2>{_figures(report, names)}</section>"
-    for head, pairs in (("Unreadable", report.unreadable), ("Skipped", report.skipped)):
+    for head, pairs in (
+        ("Unreadable", report.unreadable),
+        ("Odd, and used", report.odd),
+        ("Skipped", report.skipped),
+    ):
         if pairs:
             rows = "".join(
                 f"<tr><td>{_safe(name)}</td><td>{html.escape(reason)}</td></tr>"

@@ -63,7 +63,11 @@ def open_dataset(
         return open_scenes(data, layout, seed)
     roots = [data.root] if isinstance(data.root, str) else data.root
     listing = scan(
-        *roots, paired=layout == "paired", subfolders=layout == "unlabelled", known=known
+        *roots,
+        paired=layout == "paired",
+        follow_links=data.follow_links,
+        subfolders=layout == "unlabelled",
+        known=known,
     )
     h, w = data.hw
     cover = (round(h * data.zoom), round(w * data.zoom))
@@ -77,6 +81,7 @@ def open_dataset(
                 listing.paths(split, d),
                 cover,
                 report,
+                listing.entries,
                 half=listing.domains.index(d) if listing.side_by_side else None,
             )
             for d in domains
@@ -107,7 +112,7 @@ def one_domain(
         labels = [index.get(given.get(f, ""), -1) for f in files]
         if split == "train":
             labels = fewer(labels, data.labelled, seed)
-        return (FilePictures(files, cover, report, labels=labels),)
+        return (FilePictures(files, cover, report, listing.entries, labels=labels),)
 
     return Dataset((UNLABELLED,), {s: pictures(s) for s in SPLITS}, listing, names)
 

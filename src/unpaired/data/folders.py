@@ -25,25 +25,15 @@ import os
 import re
 import stat
 import unicodedata
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unpaired.data.intake import (
-    TRAIN,
-    BadImage,
-    Limits,
-    OddImage,
-    escape,
-    kind_of,
-    read_file,
-    read_image,
-)
+from unpaired.data.intake import BadImage, escape, kind_of, read_file
 from unpaired.errors import ConfigProblem, DataProblem
 
 IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff".split())
@@ -117,7 +107,7 @@ class Changes(NamedTuple):
 class Listing:
     """The images of a data set.
 
-    root: the folder, the list, or the first of several folders; absolute.
+    root: the folder, the list, or the first of several folders, which are `roots`; absolute.
     layout: the layout that was found, in words.
     domains: in the order of their numbers.
     files: split ("train", "val", "test") to domain to absolute paths. If `paired`, the n-th of one
@@ -138,6 +128,7 @@ class Listing:
     paired: bool = False
     side_by_side: bool = False
     made_validation: bool = False
+    roots: tuple[Path, ...] = ()
 
     def paths(self, split: str, domain: str) -> tuple[Path, ...]:
         """The images of a split and domain; empty where there are none."""
@@ -146,18 +137,6 @@ class Listing:
     def id(self, path: Path) -> str:
         """The relative path with slashes: how reports name the image, on every machine."""
         return self.entries[path].id
-
-    def image(self, path: Path, limits: Limits = TRAIN) -> np.ndarray:
-        """`read_image`, and a warning (OddImage) if the file is not what the scan saw."""
-        entry = self.entries[path]
-        try:
-            now = os.stat(path)
-        except OSError:
-            return read_image(path, limits)  # gone: it says so
-        if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
-            text = f"{escape(entry.id)}: the file changed since the scan; its new content is used"
-            warnings.warn(text, OddImage, stacklevel=2)
-        return read_image(path, limits)
 
     def fingerprint(self, known: Fingerprint | None = None) -> Fingerprint:
         """Hash every file; those whose size and mtime are as in `known` are not read again.
@@ -245,9 +224,10 @@ def scan(
     domains = tuple(dict.fromkeys([d for d in order if d] + sorted(used)))
     if len(tops) == 1 and "<domain>" in layout:
         notes = notes + _empty(tops[0], layout, used)
-    if paired:
-        return _pair(tops[0], layout, placed, domains, found.skipped, notes, validation, known)
-    return _listing(tops[0], layout, placed, domains, found.skipped, notes, validation, known)
+    listing = (_pair if paired else _listing)(
+        tops[0], layout, placed, domains, found.skipped, notes, validation, known
+    )
+    return replace(listing, roots=tuple(tops))
 
 
 # Finding.
@@ -409,8 +389,7 @@ def _place(root: Path, files: _Files, subfolders: bool) -> tuple[str, _Placed, l
         loose_files = [parts[0] for parts, _, _ in files if len(parts) == 1]
         raise DataProblem(
             f"{escape(root)} has {len(loose_files)} images (such as {escape(loose_files[0])}) "
-            f"beside folders of images ({_names(heads)}); move them, or set subfolders to take all "
-            "as one domain."
+            f"beside folders of images ({_names(heads)}); move them into the folder of their domain, or away."
         )
     if len(heads) == 1:
         (head,) = heads
