@@ -217,10 +217,17 @@ def test_start_fresh_sets_everything_aside_and_deletes_nothing(run: RunFolder) -
         two_checkpoints(run)
         run.mark_best(10)
         run.append_log({"step": 20})
+        for name in ("samples/sheet.png", "metrics.json", "my notes.txt"):
+            (run.path / name).write_text("of the old run")
         run.start_fresh()
         assert run.newest() is None and run.best() is None and run.read_log() == []
-        assert len(list(run.path.rglob("step-00000020"))) == number
-        assert len(list(run.path.glob("log.jsonl*old"))) == number
+        old = RunFolder(run.path / ("earlier" if number == 1 else f"earlier.{number}"))
+        assert equal(old.newest(), 20) and old.best() == 10 and old.read_log() == [{"step": 20}]
+        assert (old.samples / "sheet.png").exists() and not any(run.samples.iterdir())
+        assert (old.path / "metrics.json").exists() and not (run.path / "metrics.json").exists()
+        assert (run.path / "my notes.txt").exists()
+    run.start_fresh()  # nothing is there to be set aside
+    assert len(list(run.path.glob("earlier*"))) == 2
 
 
 def test_a_checkpoint_of_a_newer_format_is_refused_and_kept(run: RunFolder) -> None:

@@ -75,6 +75,10 @@ DTYPES = {
 
 _BINARY = getattr(os, "O_BINARY", 0)
 _FILES = ("tensors.safetensors", "state.json")  # of a checkpoint, besides its manifest
+_RUN = (  # what training and looking at it write; not the lock, nor translations
+    "checkpoints samples tensorboard config.yaml status.json log.jsonl best.json dataset.json bad_files.jsonl "
+    "model.safetensors model-best.safetensors index.html metrics.json domains.json domains.html"
+).split()
 _OURS = re.compile(r"step-\d{8,}(\.(\d+\.)?old)?")  # the names that we give, and may rotate away
 
 
@@ -269,16 +273,18 @@ class RunFolder:
         write_atomic(self.path / "best.json", _json({"step": step}))
 
     def start_fresh(self) -> None:
-        """Set checkpoints, log and best mark aside under numbered names, to begin at step 0."""
+        """Set the run aside, as a run of its own in a numbered folder within this one, to begin at step 0."""
+        if not (os.path.lexists(self.config) or self._folders() or self._folders(corrupt=True)):
+            return
+        aside = _unused(self.path / "earlier")
         try:
-            for path in (
-                self.checkpoints,
-                self.log,
-                *(self.path / f"{n}.json" for n in ("best", "domains")),
-            ):
+            os.mkdir(aside)
+            for path in map(self.path.joinpath, _RUN):
                 if os.path.lexists(path):
-                    os.rename(path, _unused(path.with_name(path.name + ".old")))
+                    os.rename(path, aside / path.name)
             os.mkdir(self.checkpoints)
+            os.mkdir(self.samples)
+            _sync(aside)
             _sync(self.path)
         except OSError as error:
             raise _storage_problem(self.path, error) from error
@@ -689,6 +695,8 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _storage_problem(path: Path, error: OSError, needed: int = 0) -> StorageProblem:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        return StorageProblem(f"cannot write {path}: {_reason(error, path.parent)}; name another")
     try:
         free = f"{shutil.disk_usage(path.parent).free:,}"
     except OSError:

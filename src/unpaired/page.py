@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +46,7 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
     """Writes the page anew; while the run is alive the page reloads itself."""
     records = folder.read_log()
     log = [r for r in records if "losses" in r]
-    state = "training" if alive else "done"
+    state = "training" if alive else ended(folder)
     parts = [
         f"<h1>{html.escape(run.method.name)} <span class=soft>· {html.escape(folder.path.name)}</span></h1>",
         f"<p class=soft>{state}, step {step} of {run.train.steps}{speed(log)}</p>",
@@ -59,7 +60,8 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         curves(log),
         validation(records),
         "<h2>Config</h2>",
-        f"<p class=soft><code>unpaired translate {html.escape(str(folder.path))} IMAGE --to DOMAIN</code></p>",
+        f"<p class=soft><code>unpaired translate {html.escape(shlex.quote(str(folder.path)))} IMAGE --to DOMAIN"
+        "</code></p>",
         "<p class=soft>Images are worked with their shorter side at the training size; --size chooses another. "
         "Style statistics change with size: far from the training size styles fade or exaggerate.</p>",
         f"<pre>{html.escape(run.to_yaml())}</pre>",
@@ -71,6 +73,19 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         write_atomic(folder.path / "index.html", page.encode())
     except StorageProblem:
         return  # a full disk: the trainer tells of it when it saves
+
+
+def ended(folder: RunFolder) -> str:
+    """How a run ended, by its status."""
+    status = folder.read_status() or {}
+    known = {
+        "running": "not finished",
+        "preempted": "stopped",
+        "diverged": "diverged",
+        "failed": "failed",
+    }
+    word, reason = known.get(status.get("status", ""), "done"), status.get("reason")
+    return html.escape(f"{word} ({reason})" if reason else word)
 
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -231,8 +246,8 @@ def curves(log: Sequence[Mapping[str, Any]]) -> str:
 def plot(
     name: str, points: Sequence[tuple[float, float]], width: int = 300, height: int = 130
 ) -> str:
-    """A line over the steps as inline SVG, at most 300 points, axes from 0 or the least value."""
-    points = points[:: max(1, len(points) // 300)]
+    """A line over the steps as inline SVG, axes from 0 or the least value; of many points about 300 and the last."""
+    points = [*points[: -1 : -(-len(points) // 300)], points[-1]]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     low, high = min(0.0, *ys), max(ys)
     reach, span = max(xs[-1], 1), (high - low) or 1
