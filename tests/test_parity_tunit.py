@@ -75,7 +75,8 @@ class OfficialTUNIT(tunit.TUNIT):
         self.call += 1
 
     def settle(self, x):
-        pass
+        if self.passes is not PASSES["alone"]:  # else theirs does not look at images by C_EMA
+            return super().settle(x)
 
     @torch.no_grad()
     def update_averages(self, decay):
@@ -553,6 +554,30 @@ def test_gradients_reach_the_networks_of_a_move(training):
         assert headless == (["domain.weight", "domain.bias"] if nets == {"C", "G"} else [])
 
 
+@pytest.mark.parametrize("labels", ["none", "some", "all"])
+def test_G_and_D_play_with_a_part_of_the_batch(labels):
+    m = small(first_stage=0.0, gan_batch=2, labels=labels)
+    batch, seen = images(), []
+    judge, draw = m.discriminate, m.generate
+    m.discriminate = lambda *args: seen.append([len(a) for a in args]) or judge(*args)
+    m.generate = lambda x, fakes, y, ref, k, C: (
+        seen.append([len(x), len(fakes), len(y), len(ref), len(k)]) or draw(x, fakes, y, ref, k, C)
+    )
+    assert len(moves(m, Step(0, 1), batch)) == 3
+    assert seen == [[2, 2, 2], [2, 4, 2, 2, 2]]
+    assert m.C.count.sum() == 6 and m.queued == 6  # C sees the whole batch
+    whole = small(first_stage=0.0, labels=labels)
+    assert (
+        moves(whole, Step(0, 1), batch)[0]
+        == moves(small(first_stage=0.0, gan_batch=2, labels=labels), Step(0, 1), batch)[0]
+    )
+
+
+def test_a_batch_of_one_is_refused():
+    with pytest.raises(ConfigProblem, match="data.batch: .* at the least"):
+        moves(small(), Step(0, 1), images(1))
+
+
 @pytest.mark.parametrize("first_stage", [0.0, 1.0])
 def test_statistics_are_of_images_alone(first_stage):
     """With unchanging weights, what C and C' do in use is what they do in training."""
@@ -754,6 +779,7 @@ def test_bf16_keeps_codes_and_penalty_in_full_precision():
 def test_presets(preset):
     run = resolve({"method": {"name": "tunit"}, "preset": preset})
     assert run.method.first_stage == {"paper": 0.325, "small": 0.65}[preset]
+    assert run.method.gan_batch == {"paper": None, "small": 16}[preset]
     assert run.optimizer("C").kind == "adam" and run.optimizer("G").kind == "rmsprop"
     assert run.optimizer("C").weight_decay == 1e-3
     assert run.optimizer("C").betas == (0.9, 0.999)

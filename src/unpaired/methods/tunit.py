@@ -79,6 +79,9 @@ class Config(MethodConfig):
     temperature: float = Field(0.07, gt=0)
     # Features of a batch before the heads of C, and codes where they are compared: for short runs
     normalise: bool = False
+    # How many images of a batch G and D play with; all where it is not said. C needs many at once, as
+    # mutual information is of a batch, and with G and D an image costs eight times as much.
+    gan_batch: int | None = Field(None, ge=2)
     queue: int = Field(1024, ge=1)
     style_dim: int = Field(128, ge=1)
     mlp_dim: int = Field(256, ge=1)
@@ -124,6 +127,7 @@ class TUNIT(Method):
             "method": {
                 "normalise": True,
                 "first_stage": 0.65,  # C learns little in few steps, and its steps are cheap
+                "gan_batch": 16,
                 "style_dim": 32,
                 "mlp_dim": 64,
                 "dim": 16,
@@ -167,32 +171,38 @@ class TUNIT(Method):
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x, x_tf = batch["x"], batch["x_tf"]
+        if len(x) < 2:
+            raise ConfigProblem(
+                "data.batch: clusters are found by comparing the images of a batch: set it to 2 at the "
+                "least, better to 32 or 64."
+            )
         unlabelled = x.new_full((len(x),), -1, dtype=torch.long)
         y = unlabelled if self.config.labels == "none" else batch["y"]
         alone = self.config.labels != "all" and step.fraction < self.config.first_stage
         C_: Any = self.ema["C"]
         with torch.no_grad(), C_.passing():
             k, _ = C_(x_tf)
-        if alone:
-            self.settle(x)
+        keys = self.settle(x)
         if alone or self.config.training == "joint":
             yield self.guide(x, x_tf, k, y, alone, step)
 
         if not alone:
-            ref = step.permutation("reference", len(x), like=x)
             C = self.C if self.config.training == "joint" else frozen(self.C)
             s, logits = C(x)  # by the C that has moved
             y = torch.where(y < 0, logits.argmax(1), y)
+            self.C.remember(keys, y)
+            x, s, y, keys = (t[: self.config.gan_batch] for t in (x, s, y, keys))
+            ref = step.permutation("reference", len(x), like=x)
             c = self.G.encoder(x)
             fakes = self.G.decoder(torch.cat([c, c]), torch.cat([s[ref], s]))  # for both moves
             yield self.discriminate(x[ref], fakes[: len(x)].detach(), y[ref])
-            yield self.generate(x, fakes, y, ref, C)
+            yield self.generate(x, fakes, y, ref, keys[ref], C)
         self.enqueue(k)
 
     @torch.no_grad()
-    def settle(self, x: Tensor) -> None:
-        """Brings the statistics of C' up to date; once G plays, its look at references does that."""
-        self.ema["C"](x)
+    def settle(self, x: Tensor) -> Tensor:
+        """The styles (B, style_dim) of images by C', whose statistics this brings up to date."""
+        return self.ema["C"](x)[0]
 
     @torch.no_grad()
     def update_averages(self, decay: float) -> None:
@@ -247,14 +257,13 @@ class TUNIT(Method):
         L = {"D_real": L_real, "D_fake": L_fake, "gp": L_gp}
         return Update("D", loss, {name: part.detach() for name, part in L.items()})
 
-    def generate(self, x: Tensor, fakes: Tensor, y: Tensor, ref: Tensor, C: Any) -> Update:
+    def generate(
+        self, x: Tensor, fakes: Tensor, y: Tensor, ref: Tensor, k: Tensor, C: Any
+    ) -> Update:
         w = self.config
         x_fake, x_rec = fakes.chunk(2)
         with self.C.passing():
             s_fake, _ = C(x_fake)
-        with torch.no_grad():
-            k, _ = self.ema["C"](x[ref])
-
         fake, rec = self.D(fakes, torch.cat([y[ref], y])).chunk(2)
         L = {
             "adv_fake": -w.lambda_adv * fake.mean(),
@@ -262,7 +271,6 @@ class TUNIT(Method):
             "rec": w.lambda_rec * l1(x_rec, x),
             "style_G": w.lambda_style_g * self.contrast(s_fake, k),
         }
-        self.C.remember(k, y[ref])
         loss = torch.stack(list(L.values())).sum()
         nets = "C G" if w.training == "joint" else "G"
         return Update(nets, loss, {name: part.detach() for name, part in L.items()})
