@@ -61,7 +61,13 @@ def test_the_page_shows_sizes_images_map_and_agreement(run, made, capsys):
         assert f"accuracy {figures['agreement']['accuracy']:.3f}" in printed
         assert f"Accuracy {figures['agreement']['accuracy']:.3f}" in page
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', page)  # it needs no other file
-    assert page.count("<img ") == 12 and page.count("<circle ") == 12 and "blau ü" in page
+    assert page.count("<img ") == 12 and "blau ü" in page
+    found, true = page.split("<svg")[1:]  # one map by domains, one by labels
+    for drawn, groups in (
+        (found, record["splits"]["train"]["sizes"]),
+        (true, [6, 6]),
+    ):
+        assert [g.count("<circle ") for g in drawn.split("<g ")[1:]] == groups
     train.page.write(RunFolder(run), Translator.load(run).run, 4, alive=False)
     assert "domains.html" in (run / "index.html").read_text()
 
@@ -70,7 +76,8 @@ def test_without_labels_there_is_no_agreement(run):
     assert main(["domains", str(run)]) == 0
     record = json.loads((run / "domains.json").read_text())
     assert "agreement" not in record["splits"]["train"]
-    assert "true labels" not in (run / "domains.html").read_text()
+    page = (run / "domains.html").read_text()
+    assert "true labels" not in page and page.count("<svg") == 1
 
 
 def test_other_images_and_a_model_file_alone(run, tmp_path, capsys):
@@ -84,6 +91,20 @@ def test_other_images_and_a_model_file_alone(run, tmp_path, capsys):
     assert json.loads((other / "domains.json").read_text())["splits"]["train"]["images"] == 12
     assert main(["domains", str(model), "--name", "2=tabby"]) == 0
     assert Translator.load(model).domains[1] == "tabby"
+
+
+def test_images_that_are_all_of_a_test_split(run, tmp_path):
+    data = tmp_path / "neu"
+    shutil.copytree(paint(tmp_path / "alle") / "test", data / "test")
+    assert main(["domains", str(run), "--data", str(data)]) == 0
+    assert set(json.loads((run / "domains.json").read_text())["splits"]) == {"test"}
+    assert "4 test images" in (run / "domains.html").read_text()
+
+
+def test_the_best_model_is_named_too(run):
+    shutil.copy(run / "model.safetensors", run / "model-best.safetensors")
+    assert main(["domains", str(run), "--name", "2=tabby"]) == 0
+    assert Translator.load(run / "model-best.safetensors").domains[1] == "tabby"
 
 
 def test_names_are_kept_and_translated_to(run, made, tmp_path, capsys):

@@ -20,7 +20,7 @@ import torch
 
 from unpaired import domains, page
 from unpaired.checkpoint import RunFolder, write_atomic
-from unpaired.config import load
+from unpaired.config import changes, load
 from unpaired.data.augment import View
 from unpaired.data.datasets import open_dataset
 from unpaired.errors import ConfigProblem
@@ -78,7 +78,7 @@ def trained(
     out: Path,
     say: Callable[[str], None],
 ) -> Path:
-    """The first stage of a run, in its folder below `out`; goes on with what is begun."""
+    """The first stage of a run, in its folder below `out`; goes on with what is begun, refuses what is not the same."""
     run = load(
         None,
         [*settings, f"method.clusters={K}", "method.first_stage=1.0", f"train.seed={seed}"],
@@ -87,6 +87,15 @@ def trained(
         data={"root": data[0] if len(data) == 1 else list(data)},
     )
     folder = RunFolder(out / f"K{K}-seed{seed}")
+    if (saved := folder.path / "config.yaml").is_file():
+        begun = load(saved)
+        odd = changes(begun, run)
+        if begun.data.root != run.data.root:
+            odd.insert(0, f"data.root: {begun.data.root} -> {run.data.root}")
+        if odd:
+            raise ConfigProblem(
+                f"{folder.path} holds a run of other settings ({'; '.join(odd[:3])}): choose another --out."
+            )
     status = folder.read_status() if folder.path.exists() else None
     if not status or status["status"] != "done" or status["step"] < run.train.steps:
         say(f"{K} domains, seed {seed}: {run.train.steps} steps")

@@ -131,14 +131,14 @@ def report(
     record: dict[str, Any] = {"names": list(names), "step": translator.step, "splits": {}}
     record["splits"] = {s: figures(f, names, dataset.labels) for s, f in found.items()}
     write_atomic(folder / "domains.json", json.dumps(record, indent=1).encode())
-    train = found["train"]
-    for sentence in concerns(record["splits"]["train"]["sizes"], names):
+    first = next(iter(found))  # training images, where there are any
+    for sentence in concerns(record["splits"][first]["sizes"], names):
         say(sentence)
     for split, measured in record["splits"].items():
         if agreement := measured.get("agreement"):
             said = ", ".join(f"{k} {v:.3f}" for k, v in agreement.items())
             say(f"{split}, {measured['labelled']} images with a label: {said}")
-    body = document(path, record, train, dataset.splits["train"][0], translator)
+    body = document(path, record, first, found[first], dataset.splits[first][0], translator)
     write_atomic(folder / "domains.html", page.document(f"Domains of {path.name}", body).encode())
     return folder / "domains.html"
 
@@ -151,14 +151,19 @@ def bad(say: Callable[[str], None]) -> Callable[[Path, str], None]:
 
 
 def document(
-    path: Path, record: Mapping[str, Any], found: Found, pictures: Pictures, t: Translator
+    path: Path,
+    record: Mapping[str, Any],
+    split: str,
+    found: Found,
+    pictures: Pictures,
+    t: Translator,
 ) -> str:
-    names, train = record["names"], record["splits"]["train"]
-    sizes, total = train["sizes"], max(train["images"], 1)
+    names, figures = record["names"], record["splits"][split]
+    sizes, total = figures["sizes"], max(figures["images"], 1)
     where = html.escape(str(path))
     parts = [
         f"<h1>Domains <span class=soft>· {html.escape(path.name)}</span></h1>",
-        f"<p class=soft>Found by {html.escape(t.run.method.name)} at step {record['step']} in {total} training images"
+        f"<p class=soft>Found by {html.escape(t.run.method.name)} at step {record['step']} in {total} {split} images"
         f"{f' of {len(pictures)}, evenly chosen' if total < len(pictures) else ''}.</p>",
         *(f"<p><b>{html.escape(s)}</b></p>" for s in concerns(sizes, names)),
         f"<p>Name them: <code>unpaired domains {where} --name 1=tabby 2=siamese</code><br>"
@@ -173,10 +178,15 @@ def document(
             f"<span class=soft>{sizes[k]} images, {sizes[k] / total:.1%}</span></h2>"
             f"<div class=typical>{''.join(picture(pictures, found, i, t) for i in typical(found, k))}</div>"
         )
-    parts += ["<h2>Map of styles</h2>", style_map(found, names)]
-    for split, measured in record["splits"].items():
+    parts += ["<h2>Map of styles</h2>", style_map(found.style, found.domain, names)]
+    if labels := figures.get("labels"):
+        parts += [
+            "<h2>The same map by true labels</h2>",
+            style_map(found.style, found.label, labels),
+        ]
+    for of, measured in record["splits"].items():
         if "agreement" in measured:
-            parts += [f"<h2>Against true labels, {split}</h2>", confusion(measured, names)]
+            parts += [f"<h2>Against true labels, {of}</h2>", confusion(measured, names)]
     return "".join(parts)
 
 
@@ -203,9 +213,9 @@ def colour(k: int) -> str:
     return f"hsl({k * 137.5 % 360:.0f} 65% 50%)"  # neighbours in number are far apart in hue
 
 
-def style_map(found: Found, names: Sequence[str], side: int = 420) -> str:
-    """The two principal components of the styles as inline SVG, coloured by domain."""
-    xy, explained = principal(found.style)
+def style_map(style: np.ndarray, group: np.ndarray, names: Sequence[str], side: int = 420) -> str:
+    """The two principal components of the styles (N, d) as inline SVG, coloured by group (N,); -1 is left out."""
+    xy, explained = principal(style)
     span = np.abs(xy).max() or 1.0
     spots = side / 2 * (1 + 0.95 * xy / span)
     shown = np.unique(np.linspace(0, len(xy) - 1, min(POINTS, len(xy))).astype(int))
@@ -213,12 +223,20 @@ def style_map(found: Found, names: Sequence[str], side: int = 420) -> str:
     for k, name in enumerate(names):
         dots = "".join(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>'
-            for x, y in spots[shown[found.domain[shown] == k]]
+            for x, y in spots[shown[group[shown] == k]]
         )
         groups.append(f'<g fill="{colour(k)}"><title>{html.escape(name)}</title>{dots}</g>')
     return (
-        f"<p class=soft>Two principal components, {explained:.0%} of the variance; one dot an image, coloured by its "
-        f'domain.</p><svg viewBox="0 0 {side} {side}" fill-opacity=".65">{"".join(groups)}</svg>'
+        f"<p class=soft>Two principal components, {explained:.0%} of the variance; one dot an image: "
+        f"{legend(names)}</p>"
+        f'<svg viewBox="0 0 {side} {side}" fill-opacity=".65">{"".join(groups)}</svg>'
+    )
+
+
+def legend(names: Sequence[str]) -> str:
+    return ", ".join(
+        f'<span style="color:{colour(k)}">●</span> {html.escape(name)}'
+        for k, name in enumerate(names)
     )
 
 
@@ -266,10 +284,12 @@ def saved_names(folder: Path) -> tuple[str, ...] | None:
 def rename(path: Path, words: Sequence[str]) -> tuple[str, ...]:
     """Names domains of a run, or of a model file alone, by `3=tabby` or `domain_3=tabby`; returns all names."""
     translator = Translator.load(path)
+    names = renamed(translator.domains, words)
     if path.is_dir():
         with RunFolder(path).lock():
-            return write_names(path, path / "model.safetensors", renamed(translator.domains, words))
-    return write_names(None, path, renamed(translator.domains, words))
+            models = [path / "model.safetensors", path / "model-best.safetensors"]
+            return write_names(path, [m for m in models if m.is_file()], names)
+    return write_names(None, [path], names)
 
 
 def renamed(names: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
@@ -297,11 +317,14 @@ def renamed(names: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
     return tuple(now)
 
 
-def write_names(folder: Path | None, model: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+def write_names(
+    folder: Path | None, models: Sequence[Path], names: tuple[str, ...]
+) -> tuple[str, ...]:
     if folder:
         path = folder / "domains.json"
         record = json.loads(path.read_bytes()) if path.is_file() else {}
         write_atomic(path, json.dumps(record | {"names": list(names)}, indent=1).encode())
-    tensors, about = load_model(model)
-    save_model(model, tensors, about | {"domains": json.dumps(list(names))})
+    for model in models:
+        tensors, about = load_model(model)
+        save_model(model, tensors, about | {"domains": json.dumps(list(names))})
     return names
