@@ -149,9 +149,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         run = OUT / name
         step = trained(run, *settings, *words, *args.settings, minutes=args.minutes)
-        parts.append(
-            part(title, run, measured(run, step, "--protocol", args.protocol, *tools(args)))
-        )
+        paired = ["--paired"] if name == "scenes" else []
+        figures = measured(run, step, "--protocol", args.protocol, *paired, *tools(args))
+        parts.append(part(title, run, figures))
         (OUT / "table.md").write_text("\n".join(parts))
     print("\n".join(parts))
 

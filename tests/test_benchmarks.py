@@ -114,7 +114,7 @@ def test_table_1_of_two_steps_is_made_once(commands, tmp_path, capsys):
     assert [w[0] for w in commands[done:]] == ["evaluate"]
     Path("runs/table1/scenes/pix2pix-(pairs)/metrics.json").unlink()
     table1.main([*words, "--lpips", "trunk", "heads"])
-    assert commands[-1][2:] == ["--lpips", "trunk", "heads"]
+    assert commands[-1][2:] == ["--paired", "--lpips", "trunk", "heads"]
 
 
 def test_table_1_on_emoji_takes_symbols_that_are_in_both(commands, tmp_path):
@@ -301,6 +301,7 @@ def test_results_have_a_line_for_each_figure_beside_floors_and_cost(commands, tm
     assert cells(styles, "style gap ↓")[1:] == ["0.2", "0.4"] and "- Left out: nothing" in digits
     assert Path("runs/results/data/digits/test/mnistm/9/9.png").exists()
     assert (commands[0][1], commands[2][1:3]) == (str(results.CONFIG), ["--method", "munit"])
+    assert ["--paired" in w for w in commands] == [False, True, False, False]
     assert [w[0] for w in commands] == ["train", "evaluate"] * 2
     results.main([*words, *MUNIT])
     assert len(commands) == 4 and Path("runs/results/table.md").read_text() == text
