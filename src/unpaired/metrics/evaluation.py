@@ -147,6 +147,9 @@ def evaluate(
     if config.method_class().layout == "unlabelled":
         result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
         learn_domains(by_label(own[0], dataset.labels), flip, tools)
+        tools.domains = (
+            None  # it knows the labels: that an output is of a found domain it cannot say
+        )
     else:
         sides = own
         learn_domains(sides, flip, tools)

@@ -156,7 +156,11 @@ def open_images(
         )
     unlabelled = run.method_class().layout == "unlabelled"
     wanted = settings.domains if unlabelled else tuple(domains)
-    update = {"zoom": 1.0, "domains": wanted if settings.root == "scenes" else None}
+    update = {
+        "zoom": 1.0,
+        "labelled": 1.0,  # what training was not told may be measured
+        "domains": wanted if settings.root == "scenes" else None,
+    }
     settings = settings.model_copy(update=update)
     dataset = open_dataset(settings, run.method_class().layout, run.train.seed)
     if unlabelled:
