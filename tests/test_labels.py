@@ -196,4 +196,4 @@ def test_a_folder_with_splits_is_translated_whole(tmp_path):
     from unpaired.translate import inputs
 
     fill(tmp_path, "trainA/1.png", "testA/2.png")
-    assert sorted(stem for _, stem in inputs(tmp_path)) == ["testA-2", "trainA-1"]
+    assert sorted(stem for _, stem in inputs(tmp_path, tmp_path / "out")) == ["testA-2", "trainA-1"]
