@@ -7,10 +7,10 @@
 runs are not repeated. Writes runs/table1/<set>/<run> and runs/table1/table.md. More words are settings of all runs.
 Several may go on at once with --only and runs of their own; the last call, without it, writes the whole table.
 
-Content kept is read from the outputs on the scenes, where masks are known. Emoji have pairs instead: LPIPS to the true
-partner tells another symbol from the same one in other colours, the pixels' error counts colours as well. Methods that
-learn from pairs see other scenes of the same kind (and the same emoji), so their classifier is another one: with
---features, KID on those stands alone.
+All are measured on the same held-out pairs. On the scenes, where masks are known, the content kept is read from the
+outputs. On emoji LPIPS to the true partner tells another symbol from the same one in other colours, the pixels' error
+counts colours as well. Methods that learn from pairs train on other scenes of the same kind, so their classifier is
+another one: with --features, KID on those stands alone.
 
 Expected from the paper: deterministic methods vary under a tenth of MUNIT, MUNIT without image reconstruction is worst
 in quality, methods with pairs are best.
@@ -95,8 +95,7 @@ def compare(name: str, data: Sequence[object], direction: str, args: argparse.Na
             f"train.steps={args.steps}",
         ]
         step = trained(folder, *words, "data.size=32", *args.settings, minutes=args.minutes)
-        paired = ["--paired"] if name == "emoji" else []
-        figures = measured(folder, step, *paired, *tools(args))
+        figures = measured(folder, step, "--paired", *tools(args))
         rows[run], notes[run] = row_of(figures, direction), str(step)
         if any((d["name"], d["way"]) == (direction, "output") for d in figures["directions"]):
             fixed.append(run)
