@@ -780,7 +780,9 @@ def test_presets(preset):
     run = resolve({"method": {"name": "tunit"}, "preset": preset})
     assert run.method.first_stage == {"paper": 0.325, "small": 0.65}[preset]
     assert run.method.gan_batch == {"paper": None, "small": 16}[preset]
-    assert run.optimizer("C").kind == "adam" and run.optimizer("G").kind == "rmsprop"
+    assert run.method.lambda_gp == {"paper": 10, "small": 0.6}[preset]
+    assert run.optimizer("C").kind == "adam"
+    assert run.optimizer("G").kind == {"paper": "rmsprop", "small": "adam"}[preset]
     assert run.optimizer("C").weight_decay == 1e-3
     assert run.optimizer("C").betas == (0.9, 0.999)
     semi = resolve({"method": {"name": "tunit", "labels": "some"}, "preset": preset})
