@@ -115,6 +115,10 @@ class TestGame:
                     assert (p.grad is not None) == (name.split(".")[0] in nets), name
         assert seen == ["D", "D", "D_s", "G F E", "G"]
 
+    def generate(self, method, batch, s, s_2, step):
+        c = method.G.encoder(batch["x_src"])
+        return method.generate("latent", batch, c, method.G.decoder(c, s), s, s_2, step)
+
     def reached(self, method, loss):
         """The networks that get a gradient from `loss`."""
         return {
@@ -130,8 +134,10 @@ class TestGame:
         }
 
     def test_one_space_and_smoothness_reach_the_encoder_alone(self):
-        method = self.build()
-        L = method.encode(tiny.batch("dsm"), tiny.step())
+        method, batch = self.build(), tiny.batch("dsm")
+        L = method.encode(
+            method.E(batch["x_ref"], y := batch["y_ref"]), batch["x_ref"], y, tiny.step()
+        )
         assert self.reached(method, L["uni"]) == {"E", "D_s"}  # D_s does not move there
         assert self.reached(method, L["smooth"]) == {"E"}
 
@@ -141,11 +147,31 @@ class TestGame:
             if update.nets == "D_s":
                 assert self.reached(method, update.loss) == {"D_s"}
 
+    def test_the_style_discriminator_is_penalised_at_styles_from_noise(self):
+        logs = []
+        for weight in (0, 2):
+            method = self.build(f"method.lambda_reg_s={weight}")
+            with torch.no_grad():
+                for p in method.D_s.parameters():  # steep enough for the penalty to be seen
+                    p.mul_(3)
+            for update, _ in play(method, tiny.batch("dsm"), tiny.step()):
+                if update.nets == "D_s":
+                    logs.append((update.loss.item(), update.log))
+        (bare, none), (total, log) = logs
+        assert none["reg_s"] == 0 and bare == pytest.approx(none["D_s"].item())
+        batch, step, n = tiny.batch("dsm"), tiny.step(), method.config.style_dim
+        y = batch["y_ref"].repeat(2)
+        z = [step.normal(name, 4, n, like=batch["x_src"]) for name in ("z_trg", "z_trg2")]
+        s = method.F(torch.cat(z), y).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(method.D_s(s, y).sum(), s)
+        assert log["reg_s"].item() == pytest.approx(slope.square().sum(1).mean().item(), rel=1e-4)
+        assert total == pytest.approx(log["D_s"].item() + log["reg_s"].item(), rel=1e-5)
+
     def test_diversity_does_not_reach_the_encoder(self):
         method, batch = self.build(), tiny.batch("dsm")
         z = noise(2, 4, method.config.style_dim).float()
         s, s_2 = (method.F(z_i, batch["y_ref"]) for z_i in z)
-        L = method.generate("latent", batch, s, s_2, tiny.step())
+        L = self.generate(method, batch, s, s_2, tiny.step())
         assert self.reached(method, L["ds_latent"]) == {"G", "F"}
         assert self.reached(method, L["sty_latent"]) == {"G", "F", "E"}
 
@@ -165,10 +191,37 @@ class TestGame:
         method, batch = self.build(), tiny.batch("dsm")
         s, s_2 = noise(2, 4, method.config.style_dim).float()
         start, late, end = (
-            method.generate("latent", batch, s, s_2, tiny.step(i, 100))["ds_latent"].item()
+            self.generate(method, batch, s, s_2, tiny.step(i, 100))["ds_latent"].item()
             for i in (0, 75, 100)
         )
         assert start < 0 and late == pytest.approx(start / 4) and end == 0
+
+
+@pytest.mark.parametrize("name", ["dsm", "smoothgan"])
+def test_what_is_made_once_is_what_the_networks_make_when_they_move(name):
+    """Contents, styles and images are shared between moves; each move must find them fresh."""
+    method, batch, step = tiny.build(name)[0], tiny.batch(name), tiny.step()
+    optimizers = {
+        net: torch.optim.Adam(child.parameters(), 0.01)
+        for net, child in method.named_children()
+        if net != "ema" and list(child.parameters())
+    }
+    x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
+    z = step.normal("z_trg", 4, getattr(method.config, "latent_dim", 4), like=x)
+    moved = 0
+    for update, nets in play(method, batch, step, optimizers):
+        if "G" not in nets:
+            continue
+        by, moved = ("reference", "latent")["F" in nets], moved + 1
+        with torch.no_grad():
+            s = method.F(z, target) if by == "latent" else method.E(batch["x_ref"], target)
+            x_fake = method.G(x, s)
+            sty = method.config.lambda_sty * (method.E(x_fake, target) - s).abs().mean()
+            cyc = (method.G(x_fake, method.E(x, y)) - x).abs().mean()
+            adv = torch.nn.functional.softplus(-method.D(x_fake, target)).mean()
+        for part, value in (("sty", sty), ("cyc", cyc), ("adv", adv)):
+            assert update.log[f"{part}_{by}"].item() == pytest.approx(value.item(), rel=1e-5)
+    assert moved == 2
 
 
 class TestSmoothness:
@@ -199,6 +252,9 @@ class TestSmoothness:
 
 
 class TestAugment:
+    def test_nothing_is_mirrored_unless_asked_for(self):
+        assert not dsm.Config().mirror
+
     def test_whole_image_and_its_mirror(self):
         x = noise(2, 3, 8, 8)
         one = torch.tensor(1 / 0.9, dtype=torch.float64).log() / torch.tensor(11 / 9).double().log()

@@ -33,15 +33,17 @@ D: what follows is what the source leaves open, what we chose, and why.
   mapping network in its place (with `optim.F.lr=1e-6`).
 - Learning rate of F: 1e-4. StarGAN v2's 1e-6 would leave f at the identity. No weight decay: it
   would pull the domains back there.
-- D_s: an MLP of three layers with a logit for each domain, non-saturating like D.
+- D_s: an MLP of three layers with a logit for each domain, non-saturating and penalised like D:
+  without R1 (`lambda_reg_s`) it swings, and E with it (docs/methods/dsm.md).
 - L_uni moves E alone, over both references of a step: F is what E should come to, not the reverse.
   L_ds does not reach E, which could lower it by stretching its own distances: E has no part in the
   two fakes of the latent move, and does not move in the reference move.
 - x_n comes from the same domain u, which `|E^u(x) - E^u(y)|` suggests; the choice has no gradient.
   The candidates are the references of a step, two of each domain, so that every image has one; an
   image without any is left out of the mean.
-- x_a: a mirrored (`mirror`) and resized crop of 80% to 100% of the area, as StarGAN v2 augments. No
-  change of colour: colour is style.
+- x_a: a resized crop of 80% to 100% of the area, as StarGAN v2 augments. No change of colour: colour
+  is style. No mirror, as a mirrored digit, or a light from the other side, is another style; where
+  it is not, as for faces, say `mirror`.
 - Norms: Euclidean in L_smooth, with `alpha` = 0.1, as in SmoothGAN's triplet; mean absolute
   differences elsewhere, as in StarGAN v2.
 - Weights: StarGAN v2's, lambda_ds falling to 0 over the run; lambda_uni = 1 and lambda_smooth = 0.1
@@ -84,10 +86,11 @@ class Config(MethodConfig):
     lambda_uni: float = Field(1.0, ge=0)
     lambda_smooth: float = Field(0.1, ge=0)
     lambda_reg: float = Field(1.0, ge=0)  # R1 of D
+    lambda_reg_s: float = Field(1.0, ge=0)  # R1 of D_s
     alpha: float = Field(0.1, ge=0)  # the margin of L_smooth
     flow: bool = True  # splines; false: StarGAN v2's mapping network
     affine: bool = False  # scale and shift each component after its spline
-    mirror: bool = True  # in x_a; false where a mirrored image is another one, as for digits
+    mirror: bool = False  # in x_a: for images that are as good mirrored
     bins: int = Field(8, ge=2)
     bound: float = Field(5.0, gt=0)
     style_dim: int = Field(64, ge=1)
@@ -125,13 +128,19 @@ class DSM(Method):
                 "d_dim": 64,
                 "width": 512,
                 "max_dim": 64,
+                "lambda_reg": 0.1,  # R1 weighs more at 32 px: docs/methods/stargan_v2.md
             },
             "data": {"size": 32, "batch": 8},
             "optim": {
-                "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
+                "default": {
+                    "lr": 1e-3,
+                    "betas": [0.0, 0.99],
+                    "weight_decay": 1e-4,
+                    "decay": {"kind": "linear", "start": 0.5},
+                },
                 "F": {"lr": 4e-4, "weight_decay": 0.0},
             },
-            "train": {"steps": 3000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 2000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 
@@ -156,29 +165,31 @@ class DSM(Method):
     # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        G, E = self.G, self.E
         x, target = batch["x_src"], batch["y_ref"]
-        shape = (x.shape[0], self.config.style_dim)
+        references = torch.cat([batch["x_ref"], batch["x_ref2"]])
+        y, shape = target.repeat(2), (x.shape[0], self.config.style_dim)
         z, z_2 = step.normal("z_trg", *shape, like=x), step.normal("z_trg2", *shape, like=x)
 
+        # What G, F and E make stays as it is until they move: made once for all moves up to theirs.
+        c, s_z, s_x = G.encoder(x), self.F(torch.cat([z, z_2]), y), E(references, y)
+        s, s_2 = s_z.chunk(2)
+        x_fake = G.decoder(c, s)
+        yield self.discriminate("latent", batch, x_fake.detach())
         with torch.no_grad():
-            c, s = self.G.encoder(x), self.F(z, target)
-        yield self.discriminate("latent", batch, c, s)
-        with torch.no_grad():
-            s, s_2 = self.E(batch["x_ref"], target), self.E(batch["x_ref2"], target)
-        yield self.discriminate("reference", batch, c, s)  # G has not moved, so neither has c
+            x_fake_ref = G.decoder(c, s_x.chunk(2)[0])
+        yield self.discriminate("reference", batch, x_fake_ref)
         if self.D_s:
-            yield self.discriminate_styles(self.D_s, batch, z, z_2, s, s_2)
+            yield self.discriminate_styles(self.D_s, s_z.detach(), s_x.detach(), y)
+        L = self.generate("latent", batch, c, x_fake, s, s_2, step)
+        yield move("G F E", L | self.encode(s_x, references, y, step))
 
-        s, s_2 = self.F(z, target), self.F(z_2, target)
-        L = self.generate("latent", batch, s, s_2, step) | self.encode(batch, step)
-        yield move("G F E", L)
         with torch.no_grad():
-            s, s_2 = self.E(batch["x_ref"], target), self.E(batch["x_ref2"], target)
-        yield move("G", self.generate("reference", batch, s, s_2, step))
+            s, s_2 = E(references, y).chunk(2)
+        c = G.encoder(x)
+        yield move("G", self.generate("reference", batch, c, G.decoder(c, s), s, s_2, step))
 
-    def discriminate(self, by: str, batch: Batch, c: Tensor, s: Tensor) -> Update:
-        with torch.no_grad():
-            x_fake = self.G.decoder(c, s)
+    def discriminate(self, by: str, batch: Batch, x_fake: Tensor) -> Update:
         x = batch["x_src"].detach().requires_grad_()
         with fp32(x):
             real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
@@ -186,24 +197,31 @@ class DSM(Method):
         L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])
         return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
 
-    def discriminate_styles(
-        self, D_s: nn.Module, batch: Batch, z: Tensor, z_2: Tensor, s: Tensor, s_2: Tensor
-    ) -> Update:
-        y, fake = batch["y_ref"].repeat(2), torch.cat([s, s_2])
-        with torch.no_grad():
-            real = self.F(torch.cat([z, z_2]), y)
-        L_uni = losses.nsgan_d([D_s(real, y)], [D_s(fake, y)])
-        spread = fake.std(dim=0).mean()  # near 0 where E has collapsed
-        return Update("D_s", L_uni, {"D_s": L_uni.detach(), "spread": spread})
+    def discriminate_styles(self, D_s: nn.Module, s_z: Tensor, s_x: Tensor, y: Tensor) -> Update:
+        """Styles (2 B, n) from noise against those of references, of the domains `y`."""
+        s = s_z.requires_grad_()
+        with fp32(s):
+            real = D_s.forward(s, y)
+            L_reg = self.config.lambda_reg_s * losses.r1(real, s)
+        L_uni = losses.nsgan_d([real], [D_s(s_x, y)])
+        spread = s_x.float().std(dim=0).mean()  # near 0 where E has collapsed
+        log = {"D_s": L_uni.detach(), "reg_s": L_reg.detach(), "spread": spread}
+        return Update("D_s", L_uni + L_reg, log)
 
     def generate(
-        self, by: str, batch: Batch, s: Tensor, s_2: Tensor, step: Step
+        self,
+        by: str,
+        batch: Batch,
+        c: Tensor,
+        x_fake: Tensor,
+        s: Tensor,
+        s_2: Tensor,
+        step: Step,
     ) -> dict[str, Tensor]:
+        """The losses of x_fake = G(c, s), beside which G(c, s_2) is to differ."""
         G, E, D, w = self.G, self.E, self.D, self.config
         x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
         lambda_ds = w.lambda_ds * (1 - step.fraction)
-        c = G.encoder(x)
-        x_fake = G.decoder(c, s)
         with torch.no_grad():
             x_fake_2 = G.decoder(c, s_2)
         return {
@@ -213,16 +231,14 @@ class DSM(Method):
             f"cyc_{by}": w.lambda_cyc * l1(G(x_fake, E(x, y)), x),
         }
 
-    def encode(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """What E alone learns from: both references of the step, (2 B, C, H, W)."""
-        E, D_s, w, L = self.E, self.D_s, self.config, {}
-        x, y = torch.cat([batch["x_ref"], batch["x_ref2"]]), batch["y_ref"].repeat(2)
-        s = E(x, y)
-        if D_s:
-            L["uni"] = w.lambda_uni * losses.nsgan_g([D_s(s, y)])
+    def encode(self, s: Tensor, x: Tensor, y: Tensor, step: Step) -> dict[str, Tensor]:
+        """What E alone learns from: both references x of a step, (2 B, C, H, W), of styles s."""
+        w, L = self.config, {}
+        if self.D_s:
+            L["uni"] = w.lambda_uni * losses.nsgan_g([self.D_s(s, y)])
         if w.lambda_smooth:
             x_a = augment(x, step.uniform("x_a", x.shape[0], 5, like=x), w.mirror)
-            L["smooth"] = w.lambda_smooth * smoothness(s, E(x_a, y), y, w.alpha)
+            L["smooth"] = w.lambda_smooth * smoothness(s, self.E(x_a, y), y, w.alpha)
         return L
 
     # The verbs -----------------------------------------------------------------------------------

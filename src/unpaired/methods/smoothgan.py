@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import triplet_margin_loss
 
 from unpaired import losses
 from unpaired.errors import ConfigProblem
@@ -103,13 +103,19 @@ class SmoothGAN(Method):
                 "mlp_dim": 64,
                 "width": 512,
                 "max_dim": 64,
+                "lambda_reg": 0.1,  # R1 weighs more at 32 px: docs/methods/stargan_v2.md
             },
             "data": {"size": 32, "batch": 8},
             "optim": {
-                "default": {"lr": 4e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
-                "F": {"lr": 2e-5},
+                "default": {
+                    "lr": 1e-3,
+                    "betas": [0.0, 0.99],
+                    "weight_decay": 1e-4,
+                    "decay": {"kind": "linear", "start": 0.5},
+                },
+                "F": {"lr": 5e-5},
             },
-            "train": {"steps": 3000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 2000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
     }
 
@@ -128,27 +134,28 @@ class SmoothGAN(Method):
     # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        G, F, E = self.G, self.F, self.E
         x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
         x_ref, x_ref2 = batch["x_ref"], batch["x_ref2"]
         shape = (x.shape[0], self.config.latent_dim)
         z, z_2 = step.normal("z_trg", *shape, like=x), step.normal("z_trg2", *shape, like=x)
 
+        # What G and F make stays as it is until they move: made once for all moves up to theirs.
+        c, s, s_2, s_y = G.encoder(x), F(z, target), F(z_2, target), F(z, y)
+        x_fake = G.decoder(c, s)
+        yield self.discriminate("latent", batch, x_fake.detach())
         with torch.no_grad():
-            c, s = self.G.encoder(x), self.F(z, target)
-        yield self.discriminate("latent", batch, c, s)
-        with torch.no_grad():
-            s = self.E(x_ref, target)
-        yield self.discriminate("reference", batch, c, s)  # G has not moved, so neither has c
+            x_fake_ref = G.decoder(c, E(x_ref, target))
+        yield self.discriminate("reference", batch, x_fake_ref)
+        yield self.generate("latent", "G F E", batch, c, x_fake, (s, s_2, s_y), step)
 
-        s, s_2, s_y = self.F(z, target), self.F(z_2, target), self.F(z, y)
-        yield self.generate("latent", "G F E", batch, s, s_2, s_y, step)
         with torch.no_grad():
-            s, s_2, s_y = self.E(x_ref, target), self.E(x_ref2, target), self.E(x, y)
-        yield self.generate("reference", "G", batch, s, s_2, s_y, step)
+            s, s_2, s_y = E(x_ref, target), E(x_ref2, target), E(x, y)
+        c = G.encoder(x)
+        x_fake = G.decoder(c, s)
+        yield self.generate("reference", "G", batch, c, x_fake, (s, s_2, s_y), step)
 
-    def discriminate(self, by: str, batch: Batch, c: Tensor, s: Tensor) -> Update:
-        with torch.no_grad():
-            x_fake = self.G.decoder(c, s)
+    def discriminate(self, by: str, batch: Batch, x_fake: Tensor) -> Update:
         x = batch["x_src"].detach().requires_grad_()
         with fp32(x):
             real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
@@ -157,13 +164,20 @@ class SmoothGAN(Method):
         return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
 
     def generate(
-        self, by: str, nets: str, batch: Batch, s: Tensor, s_2: Tensor, s_y: Tensor, step: Step
+        self,
+        by: str,
+        nets: str,
+        batch: Batch,
+        c: Tensor,
+        x_fake: Tensor,
+        styles: tuple[Tensor, Tensor, Tensor],
+        step: Step,
     ) -> Update:
+        """The losses of x_fake = G(c, s) under `styles` s, s' and s_y."""
         G, E, D, w = self.G, self.E, self.D, self.config
         x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
         lambda_ds = w.lambda_ds * (1 - step.fraction)
-        c, own = G.encoder(x), E(x, y)
-        x_fake = G.decoder(c, s)
+        (s, s_2, s_y), own = styles, E(x, y)
         with torch.no_grad():
             x_fake_2 = G.decoder(c, s_2)
 
@@ -214,7 +228,7 @@ def triplet(
     anchor: Tensor, positive: Tensor, negative: Tensor, chosen: Tensor, margin: float
 ) -> Tensor:
     """max(|a - p| - |a - n| + margin, 0), mean over the `chosen` samples; 0 where there is none."""
-    each = F.triplet_margin_loss(anchor, positive, negative, margin, reduction="none")  # (B,)
+    each = triplet_margin_loss(anchor, positive, negative, margin, reduction="none")  # (B,)
     return (each * chosen).sum() / chosen.sum().clamp(min=1)
 
 
