@@ -65,6 +65,9 @@ class Data(Section):
     batch: int = Field(1, ge=1)  # images of each domain in a step
     # Processes that read; auto: none on a CPU
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    # GiB of decoded images that stay on this machine, for the next epoch and run; auto: 4, at most a
+    # tenth of the free disk
+    cache: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     max_bad: float = Field(
         0.05, ge=0, le=1
     )  # the share of unreadable images at which training refuses
@@ -217,6 +220,7 @@ SAFE += (
     "train.compile",
     "train.precision",
     "data.workers",
+    "data.cache",
     "data.max_bad",
     "data.root",
 )

@@ -28,8 +28,9 @@ from unpaired.data.batches import (
     middle,
     to_device,
 )
+from unpaired.data.cache import ImageCache
 from unpaired.data.check import outline
-from unpaired.data.datasets import Dataset, open_dataset, training_labels
+from unpaired.data.datasets import Dataset, cache_training, open_dataset, training_labels
 from unpaired.data.folders import Fingerprint, compare
 from unpaired.domains import saved_names
 from unpaired.errors import (
@@ -245,6 +246,7 @@ class Trainer:
         self.step = self.skipped = self.failed_saves = 0
         self.rollbacks = self.shift = 0  # the batches of `step` are those of step + shift
         self.history: list[dict[str, Any]] = []  # the log
+        self.cache: ImageCache | None = None
         cls = run.method_class()
         self.dataset = self.open(cls.layout, resume and not allow_dataset_change)
         check_layout(cls.layout, self.dataset.domains, run.method.name)
@@ -306,6 +308,7 @@ class Trainer:
                 "say --allow-dataset-change to go on with them."
             )
         write_atomic(path, json.dumps(now.to_json()).encode())
+        self.cache = cache_training(run.data, dataset, now)
         good = sum(len(p) for p in dataset.splits["train"])
         shares = [len(listing.skipped) / max(good + len(listing.skipped), 1)]
         shares += [p.inspect() for p in dataset.splits["train"] if isinstance(p, FilePictures)]
@@ -474,12 +477,13 @@ class Trainer:
         }
         values = {n: round(float(part), 6) for n, part in parts.items() if bool(part.isfinite())}
         lr = {net: o.param_groups[0]["lr"] for net, o in self.optimizers.items()}
-        return {
+        record = {
             "step": self.step,
             "losses": values,
             "lr": lr,
             "images_per_second": round(progress.rate(self.step), 2),
         }
+        return record | ({"cache": self.cache.counts()} if self.cache else {})
 
     def workers(self) -> int:
         if self.run.data.workers != "auto":

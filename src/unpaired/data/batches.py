@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from unpaired.data.augment import View
-from unpaired.data.folders import Entry, halves
+from unpaired.data.cache import ImageCache
+from unpaired.data.folders import Entry, content_hash, halves
 from unpaired.data.intake import escape, examine, resize
 from unpaired.errors import ConfigProblem, DataProblem, Problem, StorageProblem
 from unpaired.pictures import from_array
@@ -64,6 +65,8 @@ class FilePictures:
         self.files, self.cover, self.report, self.half = files, cover, report, half
         self.entries, self.labels = entries, labels
         self.changed: set[int] = set()
+        self.cache: ImageCache | None = None
+        self.contents: Mapping[Path, str] = {}
         self.kept: dict[int, np.ndarray] = {}
         self.bytes, self.room = 0, CACHE_BYTES
         self.bad: set[int] = set()
@@ -103,19 +106,42 @@ class FilePictures:
     def attempt(self, index: int) -> np.ndarray | None:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
+        self.compare(index)
+        name = self.cached_as(index)
+        if self.cache and name and (found := self.cache.get(name)) is not None:
+            return found
         try:
             image, _ = examine(self.files[index])  # of what is odd `data check` tells
-            self.compare(index)
             if self.half is not None:
                 image = halves(image)[self.half]
             image = covering(image, self.cover)
         except DataProblem as error:
             self.refuse(index, str(error))
             return None
+        unchanged = name == self.cached_as(index)  # while it was read
+        if self.cache and name and unchanged and self.cache.put(name, image):
+            return image
         if self.bytes + image.nbytes <= self.room:
             self.kept[index] = image
             self.bytes += image.nbytes
         return image
+
+    def cache_in(self, cache: ImageCache, contents: Mapping[Path, str]) -> None:
+        """Keeps images in `cache` from now on, where there is room. contents: the hash of each file's bytes."""
+        self.cache, self.contents = cache, contents
+
+    def cached_as(self, index: int) -> str | None:
+        """The name of the image in the cache, by what its file holds now; None without a cache."""
+        if self.cache is None:
+            return None
+        path = self.files[index]
+        entry, content = self.entries.get(path), self.contents.get(path, "unreadable")
+        with suppress(OSError):  # gone: what it held is still good
+            now = os.stat(path)
+            if not entry or (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
+                content = content_hash(path, now.st_size, now.st_mtime_ns)
+        side = "" if self.half is None else f"-{self.half}"
+        return None if content == "unreadable" else content + side
 
     def compare(self, index: int) -> None:
         """Tells once of a file that is not what the scan saw."""

@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL
+import simplejpeg
+import torch
+
 from unpaired.config import Data, nearest
 from unpaired.data.batches import FilePictures, Pictures, ScenePictures, generator
+from unpaired.data.cache import ImageCache
 from unpaired.data.folders import (
     UNLABELLED,
     Fingerprint,
@@ -88,6 +93,25 @@ def open_dataset(
         )
 
     return Dataset(domains, {split: pictures(split) for split in SPLITS}, listing)
+
+
+def cache_training(data: Data, dataset: Dataset, contents: Fingerprint) -> ImageCache | None:
+    """Where the training images are kept once decoded; None for scenes, and where `data.cache` says 0."""
+    files = [p for p in dataset.splits["train"] if isinstance(p, FilePictures)]
+    if data.cache == 0 or not files or dataset.listing is None:
+        return None
+    h, w = files[0].cover
+    recipe = (
+        f"1: upright RGB covering {h} x {w}, bicubic, antialiased; torch {torch.__version__} "
+        f"{torch.backends.cpu.get_cpu_capability()}, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+    )
+    cache = ImageCache(recipe, None if data.cache == "auto" else int(data.cache * 2**30))
+    hashes = {path: contents.files[e.id][4] for path, e in dataset.listing.entries.items()}
+    for pictures in files:
+        pictures.cache_in(cache, hashes)
+    names = (p.cached_as(i) for p in files for i in range(len(p)))
+    cache.prepare([name for name in names if name], 4 * h * w)  # a photograph of 4 to 3
+    return cache
 
 
 def one_domain(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unpaired.checkpoint import load_model, save_model, write_atomic
+from unpaired.data.cache import cache_folder
 from unpaired.errors import ConfigProblem, DataProblem, NotWritable, Problem
 from unpaired.metrics.distances import Moments, moments, moments_of
 from unpaired.networks.blocks import fixed
@@ -174,13 +174,6 @@ class Gatherer:
 
 
 # Cache --------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """`$UNPAIRED_CACHE`, else `unpaired` in the user's cache folder. It may be deleted at any time."""
-    if said := os.environ.get("UNPAIRED_CACHE"):
-        return Path(said)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unpaired"
 
 
 def cached(
