@@ -332,7 +332,8 @@ def test_T15_an_image_that_blocks_is_named_and_stood_in_for(
     monkeypatch.setattr(intake, "READ_SECONDS", 0.3)
     monkeypatch.setattr(batches, "CACHE_BYTES", 0)  # each image is read each time
     begun = time.monotonic()
-    train.fit(of_photos(photos, f"data.workers={workers}"), RunFolder(tmp_path / "run"))
+    settings = ("data.cache=0", f"data.workers={workers}")
+    train.fit(of_photos(photos, *settings), RunFolder(tmp_path / "run"))
     assert time.monotonic() - begun < 30
     (bad,) = (tmp_path / "run" / "bad_files.jsonl").read_text().splitlines()
     assert json.loads(bad)["path"] == str(photos / "a" / "4.png")
@@ -389,7 +390,8 @@ def test_a_problem_in_a_reader_arrives_as_one_sentence(photos, tmp_path, monkeyp
 
     monkeypatch.setattr(train.Trainer, "play", emptied)
     with pytest.raises(train.DataProblem) as problem:
-        train.fit(of_photos(photos, "data.workers=1"), RunFolder(tmp_path / "run"), say=str)
+        settings = ("data.cache=0", "data.workers=1")
+        train.fit(of_photos(photos, *settings), RunFolder(tmp_path / "run"), say=str)
     assert "\n" not in str(problem.value) and "unpaired data check" in str(problem.value)
 
 
