@@ -29,6 +29,7 @@ mean is the code. Nothing else: losses, gradients and updates agree with it to r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -42,7 +43,7 @@ from unpaired.networks.blocks import reflect
 from unpaired.networks.norms import InstanceNorm, adain
 from unpaired.networks.resnet import gaussian
 
-OPTIM = {
+OPTIM: dict[str, dict[str, Any]] = {
     "default": {
         "lr": 2e-4,
         "betas": [0.5, 0.999],

@@ -178,9 +178,9 @@ def evaluate(
     result["left out"] = tools.left_out
     result["columns"] = columns(result)
     result["seconds"] = round(time.monotonic() - begun, 1)
-    target = (folder.path if folder else path.parent) / "metrics.json"
+    written = (folder.path if folder else path.parent) / "metrics.json"
     result = finite(result)
-    write_atomic(target, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    write_atomic(written, json.dumps(result, indent=1, ensure_ascii=False).encode())
     if folder:
         page.write(folder, saved_run(config, folder), translator.step, alive=False)
     return result
