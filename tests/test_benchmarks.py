@@ -184,12 +184,12 @@ def test_ablation_of_dsm_in_two_steps(commands, monkeypatch):
     words = ["--steps", "2", "--only", "DSM without flow", "StarGAN v2"]
     words += [*SMALL, "method.width=512", "method.max_dim=16", "method.mlp_dim=8"]
     monkeypatch.setattr(ablation_dsm, "SCENES", "outline, painted, neon")
+    monkeypatch.setattr(ablation_dsm, "STYLED", 8)
     ablation_dsm.main(words)
     text = Path("runs/ablation_dsm/table.md").read_text()
     assert text.count("| DSM without flow |") == text.count("| StarGAN v2 |") == 3
-    assert (
-        "| run | style gap | steps |" in text and "| 0.3 | 2 |" in text
-    )  # the mean of 0.2 and 0.4
+    assert "| run | style gap | dependence | steps |" in text
+    assert cells(text.partition("all domains")[2], "StarGAN v2")[1] == "0.3"  # of 0.2 and 0.4
     assert "content kept" in text and "by styles of references" in text
     config = Path("runs/ablation_dsm/scenes/DSM-without-flow/config.yaml").read_text()
     assert "flow: false" in config
@@ -198,8 +198,44 @@ def test_ablation_of_dsm_in_two_steps(commands, monkeypatch):
     assert len(commands) == done
 
 
+def test_ablation_of_dsm_on_digits_and_emoji(commands, tmp_path):
+    rng, arrays = np.random.default_rng(0), {}
+    for name, side in (("mnist", 28), ("usps", 16), ("mnistm", 32)):
+        for split, n in (("train", 6), ("test", 4)):
+            colour = (3,) if name == "mnistm" else ()
+            arrays[f"{name}_x_{split}"] = rng.integers(0, 255, (n, side, side, *colour), np.uint8)
+            arrays[f"{name}_y_{split}"] = np.arange(n, dtype=np.uint8) % 2
+    np.savez(tmp_path / "digits.npz", **arrays)
+    emoji = tmp_path / "emoji"
+    for split in ("train", "test"):
+        for domain in ("lineart", "noto"):
+            (emoji / split / domain).mkdir(parents=True)
+            for name in "abcd":
+                pixels = rng.integers(0, 255, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(emoji / split / domain / f"{name}.png")
+    words = ["--steps", "1", "--digits", str(tmp_path / "digits.npz"), "--emoji", str(emoji)]
+    words += ["--sets", "digits", "emoji", "--only", "StarGAN v2", *SMALL]
+    ablation_dsm.main([*words, "method.width=512", "method.max_dim=16", "method.mlp_dim=8"])
+    assert (ablation_dsm.OUT / "data/digits/train/usps/1/3.png").exists()  # its label is measured
+    digits, emoji = (w for w in commands if w[0] == "evaluate")
+    assert "--paired" in emoji and "--paired" not in digits
+    text = Path("runs/ablation_dsm/table.md").read_text()
+    assert "## digits" in text and "## emoji" in text and "## scenes" not in text
+
+
+def test_dependence_of_components():
+    z = np.random.default_rng(0).standard_normal((500, 3))
+    assert ablation_dsm.dependent(z) < 0.06
+    turned = z @ np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
+    assert ablation_dsm.dependent(turned) < 0.06  # of Gaussians a turn is as independent
+    signless = np.stack([z[:, 0], z[:, 0] ** 2], 1)  # uncorrelated, and one follows from the other
+    assert ablation_dsm.dependent(signless) > 0.3
+    assert ablation_dsm.dependent(np.stack([z[:, 0], np.exp(z[:, 0])], 1)) > 0.9
+
+
 def test_every_ablation_is_a_config():
-    for method, *settings in (*ablation_dsm.RUNS.values(), *table1.RUNS.values()):
+    runs = ablation_dsm.RUNS | ablation_dsm.CHOICES | table1.RUNS
+    for method, *settings in runs.values():
         load(None, settings, method={"name": method}, preset="small")
 
 
@@ -228,6 +264,18 @@ def test_correlation_is_taken_within_domains():
     assert identifiability.within(s, means[domain] + rng.standard_normal((2000, 2)), domain) < 0.1
     swapped = np.stack([np.exp(s[:, 1] - means[domain][:, 1]), -s[:, 0]], 1)
     assert identifiability.within(s, swapped, domain) == pytest.approx(1, abs=1e-6)
+
+
+def test_factors_that_are_mixed_are_told_from_factors_that_are_lost():
+    rng = np.random.default_rng(0)
+    s, domain = rng.standard_normal((2000, 2)), np.repeat(np.arange(2), 1000)
+    turned = s @ np.array([[1, -1], [1, 1]]) / 2**0.5
+    assert identifiability.within(s, turned, domain) < 0.75
+    assert identifiability.together(s, turned, domain) > 0.95
+    lost = np.stack([s[:, 0], rng.standard_normal(2000)], 1)
+    assert identifiability.together(s, lost, domain) < 0.6
+    assert identifiability.chance(1) == pytest.approx(1)
+    assert identifiability.chance(2) == pytest.approx(4 / np.pi * np.sin(np.pi / 4), abs=0.01)
 
 
 def test_a_generator_that_is_the_mixing_scores_one():
@@ -270,7 +318,7 @@ def test_scenes_in_two_steps(commands, tmp_path, monkeypatch):
     assert "| dsm | 2 | 3 | below 5 |" in text and "| stargan_v2 | 2 | 3 | below 5 |" in text
     assert "MCC of drawn styles" in text
     figures = json.loads(next(Path("runs/identifiability").glob("scenes-dsm*.json")).read_text())
-    assert figures["step"] == 2 and 0 <= figures["MCC"] <= 1
+    assert figures["step"] == 2 and 0 <= figures["MCC"] <= figures["together"] <= 1
     assert [w[0] for w in commands] == ["train", "train"]
     identifiability.main(words)
     assert len(commands) == 2
