@@ -321,6 +321,11 @@ def test_a_classifier_that_cannot_tell_is_not_believed(tmp_path, munit):
     assert not any("classifier" in name for name in result["means"]["latent"]["model"])
 
 
+def test_more_classes_are_learned_for_longer(monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 300)
+    assert [classifier.steps(n) for n in (2, 3, 7, 10, 50)] == [300, 300, 700, 1000, 1000]
+
+
 def test_pairs_need_equal_names(munit, tmp_path):
     apart = write_images(tmp_path / "apart", ["outline", "painted"], counts={"train": 3, "test": 2})
     for path in (apart / "test" / "painted").iterdir():
