@@ -91,13 +91,13 @@ def columns_of(
     for record in figures["directions"]:
         rows, name = record["rows"], record["name"]
         columns = found.setdefault(name, {"real images": dict(rows["real images"])})
-        known = figures.get("scenes", {}).get(name, {}) if record["way"] == "latent" else {}
-        columns[f"MUNIT, {WAYS[record['way']]}"] = rows["model"] | known.get("model", {}) | cost
-        columns[f"untrained, {WAYS[record['way']]}"] = (
-            rows["untrained"] | known.get("untrained", {}) | {"steps": "0"}
-        )
-        columns.setdefault("untranslated", dict(rows["untranslated"]))
-        columns["untranslated"] |= known.get("identity", {})
+        known = figures.get("scenes", {}).get(name, {})
+        latent, way = record["way"] == "latent", WAYS[record["way"]]
+        own = known.get("model" if latent else "by references", {})
+        columns[f"MUNIT, {way}"] = rows["model"] | own | cost
+        floor = known.get("untrained", {}) if latent else {}
+        columns[f"untrained, {way}"] = rows["untrained"] | floor | {"steps": "0"}
+        columns["untranslated"] = rows["untranslated"] | known.get("untranslated", {})
     first = ("real images", *(f"MUNIT, {way}" for way in WAYS.values()), "untranslated")
     return {
         name: {c: columns[c] for c in (*first, *columns) if c in columns}

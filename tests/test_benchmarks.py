@@ -45,7 +45,7 @@ def canned(run):
         "scenes": {
             "outline to painted": {
                 "model": {"content kept": 0.5},
-                "identity": {"content kept": 0.1},
+                "untranslated": {"content kept": 0.1},
                 "untrained": {"content kept": 0.2},
             }
         },

@@ -82,7 +82,9 @@ def test_evaluate_writes_figures_and_page(tmp_path, monkeypatch, capsys):
     measured = json.loads((tmp_path / "x" / "metrics.json").read_text())
     assert set(measured["scenes"]) == {"painted to outline", "outline to painted"}
     for rows in measured["scenes"].values():
-        assert {"model", "identity", "untrained", "one style", "reader"} == set(rows)
+        floors = {"untranslated", "untrained", "one style", "reader"}
+        assert {"model", "by references", *floors} == set(rows)
+        assert rows["by references"] != rows["model"]
         assert rows["one style"]["styles covered"] <= rows["untrained"]["styles covered"] + 0.2
     page = (tmp_path / "x" / "index.html").read_text()
     assert "styles covered" in page and "KID (classifier)" in page

@@ -10,7 +10,8 @@ mean over factors and inputs, divided by the same figure on equally large groups
 [about 0.14, about 1], higher is better. It is taken per input: a model that lets the input choose the style scores as
 one that has one style.
 
-Floors that stand beside them: the untranslated input (identity), an untrained network, one style repeated.
+Floors that stand beside them: the untranslated input, an untrained network, one style repeated. Where a method has
+random styles, those of references have a row of their own.
 """
 
 from __future__ import annotations
@@ -165,11 +166,11 @@ class Direction:
         """The model beside its floors: the untranslated input, an untrained network, one style for all."""
 
         def figures(
-            network: Method, share: float = 1.0, one_style: bool = False
+            network: Method, share: float = 1.0, one_style: bool = False, way: str = ""
         ) -> dict[str, float]:
             inputs = self.x[: max(1, int(share * INPUTS))]
             styles, n = None, len(inputs) * STYLES_EACH
-            if "latent" in ways:
+            if "latent" in (way or ways):
                 styles = random_styles(network, n, target, seed + 1)
             elif ways:
                 device = next(network.parameters()).device
@@ -182,9 +183,11 @@ class Direction:
                 restyled(network, inputs, source, target, styles),
             )
 
+        both = ways >= {"latent", "reference"}
         return {
             "model": figures(method),
-            "identity": self.figures(self.x, self.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)),
+            **({"by references": figures(method, FLOORS, way="reference")} if both else {}),
+            "untranslated": self.figures(self.x, self.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)),
             "untrained": figures(untrained, FLOORS),
             "one style": figures(method, FLOORS, one_style=True),
             "reader": {
@@ -239,7 +242,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Both figures in every direction beside their floors, for a model of domains of the built-in scenes.
 
-    By random styles where a method has them, else by those of references. Raises `ConfigProblem` for images too small.
+    By random styles where a method has them; by those of references besides, or else. Raises `ConfigProblem` for
+    images too small.
     """
     run, method = translator.run, translator.method
     untrained = run.build(tuple(translator.domains)).eval().to(translator.device)
