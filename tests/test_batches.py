@@ -12,7 +12,7 @@ from PIL import Image
 from unpaired import train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
-from unpaired.data.batches import Batches, FilePictures, luminance, to_device
+from unpaired.data.batches import Batches, FilePictures, luminance, mirrored, to_device
 from unpaired.data.datasets import open_dataset
 from unpaired.data.folders import scan
 from unpaired.errors import DataProblem
@@ -111,6 +111,13 @@ def test_images_arrive_in_range_and_channels_last(two):
         to_device({"x": black}, "cpu")["x"].max() == -1
         and to_device({"x": white}, "cpu")["x"].min() == 1
     )
+
+
+def test_mirrored_left_to_right():
+    image = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
+    image.flags.writeable = False
+    for view in (image, image[1:3, 2:]):  # a crop is no memory of its own
+        assert np.array_equal(mirrored(view), view[:, ::-1])
 
 
 def test_grey_is_luminance():
