@@ -78,7 +78,8 @@ def part(title: str, run: Path, figures: Mapping[str, Any]) -> str:
         text += [f"### {direction}\n", table(*lines(columns[direction]))]
     if figures["styles"]:
         text += ["### Styles\n", table(*lines(figures["styles"]))]
-    text += [f"- Left out: {sentence}" for sentence in figures["left out"]]
+    told = (f"Left out: {s}" for s in figures["left out"])
+    text += [f"- {s.replace('Left out: nothing, but', 'Note:')}" for s in told]
     return "\n".join(text).rstrip() + "\n"
 
 

@@ -346,7 +346,7 @@ def test_results_have_a_line_for_each_figure_beside_floors_and_cost(commands, tm
     assert cells(scenes, "steps")[1:] == ["", "2", "", "0"]
     assert float(cells(scenes, "training, minutes")[2]) >= 0
     assert "classifier: right for 97.0%" in about and "and measured in 0.2" in about
-    assert cells(styles, "style gap ↓")[1:] == ["0.2", "0.4"] and "- Left out: nothing" in digits
+    assert cells(styles, "style gap ↓")[1:] == ["0.2", "0.4"] and "- Note: it was quick." in digits
     assert Path("runs/results/data/digits/test/mnistm/9/9.png").exists()
     assert (commands[0][1], commands[2][1:3]) == (str(results.CONFIG), ["--method", "munit"])
     assert ["--paired" in w for w in commands] == [False, True, False, False]
