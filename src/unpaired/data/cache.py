@@ -101,7 +101,7 @@ class ImageCache:
             try:
                 with open(temporary, "xb") as file:
                     file.write(image.data)
-                    file.write(FOOTER.pack(MAGIC, *image.shape[:2], zlib.crc32(image)))
+                    file.write(FOOTER.pack(MAGIC, *image.shape[:2], zlib.crc32(image.data)))
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -179,6 +179,6 @@ def unpacked(data: bytearray | mmap.mmap, sound: bool) -> np.ndarray:
     if magic != MAGIC or len(data) != 3 * height * width + FOOTER.size:
         raise ValueError("not an image of the cache")
     image = np.frombuffer(data, np.uint8, 3 * height * width).reshape(height, width, 3)
-    if not sound and zlib.crc32(image) != check:
+    if not sound and zlib.crc32(image.data) != check:
         raise ValueError("a damaged image")
     return image
