@@ -1,221 +1,215 @@
-"""Milliseconds, images a second, peak memory and share of the convolution ceiling of a training step.
+"""A training step of every method beside a plain one: time, memory, share of what the machine can do.
 
-    python benchmarks/train_step.py                     # MUNIT 64 px (dim 32, batch 8) and 256 px (dim 64, batch 1)
-    python benchmarks/train_step.py --cases 64 --compile
+    python benchmarks/train_step.py                      # every method at full size: on two CPU cores an hour or more
+    python benchmarks/train_step.py --only-fast          # the presets `small`, fp32 or bf16 as trained: minutes
+    python benchmarks/train_step.py --cases munit-256 dsm-128 train.precision=32-true train.compile=true
 
-Ours and the plain step (plain.py) take turns in one process, so that noise of the machine hits both; the figures are
-medians. Peak memory is measured in a process of its own for each: the most resident memory during three steps less the
-resident memory before the networks were made (CPU), or the allocator's peak (GPU). Floating-point operations are those
-of convolutions and matrix products, counted by torch; the ceiling is a 3x3 convolution, 256 channels, 64x64 positions,
-forward and backward, measured between the turns in the same precision. For the plain step: in fp32.
+The same command runs on a GPU, if there is one: at the papers' batch sizes, MUNIT at larger ones too. The table is
+printed and written to `--out`, row by row.
+
+Plain (`plain*.py`) and ours take turns in one process, so that noise of the machine hits both; the figures are medians,
+"times plain" is the median of the paired ratios. Words key=value are settings of ours; `method.*` and `data.*` are
+those of the plain step too, which is in fp32 always (TF32 convolutions on a GPU, as torch has them).
+
+- first: seconds of the first two steps, compiling included.
+- GFLOP: operations of convolutions and matrix products, counted by torch. Of ceiling: GFLOP/s over those of a 3x3
+  convolution of 256 channels and 64 x 64 positions, forward and backward (CPU), or of a matrix product (GPU), measured
+  between the turns in the same precision.
+- peak MB: in a process of its own the most resident memory of three steps less that before the networks were made
+  (CPU), or the allocator's peak (GPU). Of plain: the share of the plain step's.
+- differ by: how much losses and gradients of our step differ from the plain one's at most, relatively, both in fp32 (no
+  TF32), with the same weights, images and draws. Gradients jump where ReLU and L1 have a kink: there fp32 differs from
+  float64 by more than 1e-5, plain and ours alike; in float64 both agree to 1e-9 (tests/test_plain.py).
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from plain import PlainMUNIT
+from running import apart
+from steps import CASES, FAST, Ours, Plain, agreement, device
 from torch.utils.flop_counter import FlopCounterMode
 
-from unpaired.config import load
-from unpaired.method import Step
-from unpaired.train import build_optimizers, precision, train_step
+from unpaired.config import Run
+from unpaired.train import ran_out_of_memory
 
-CASES = {
-    "64": dict(size=64, batch=8, dim=32, d_dim=32),
-    "256": dict(size=256, batch=1, dim=64, d_dim=64),
-}
-
-
-class Ours:
-    """A step of the product, on a batch that lies ready."""
-
-    def __init__(self, case, method, precision_name, channels_last=True, compiled=False):
-        settings = {"name": method} | (
-            {k: case[k] for k in ("dim", "d_dim")} if method == "munit" else {}
-        )
-        self.run = load(
-            method=settings,
-            data={"size": case["size"], "batch": case["batch"]},
-            train={"precision": precision_name},
-        )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.precision = precision(self.run, torch.device(device))
-        self.fabric = Fabric(accelerator=device, devices=1, precision=self.precision)
-        self.fabric.launch()
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.method = self.run.build(("a", "b")).to(self.fabric.device, memory_format=layout)
-        self.optimizers = build_optimizers(self.method, self.run)
-        if compiled:
-            for net in self.optimizers:
-                self.method.get_submodule(net).compile()
-        shape = (case["batch"], 3, case["size"], case["size"])
-        images = (torch.rand(shape, device=self.fabric.device) * 2 - 1 for _ in range(2))
-        self.batch = {f"x_{i}": x.contiguous(memory_format=layout) for i, x in enumerate(images, 1)}
-        self.index = 0
-
-    def step(self):
-        steps = [Step(self.index, 1000)]
-        train_step(
-            self.fabric,
-            self.method,
-            self.optimizers,
-            [self.batch],
-            steps,
-            dict.fromkeys(self.optimizers),
-        )
-        self.method.update_averages(0.999)
-        self.index += 1
-
-
-class Plain:
-    precision = "32-true"
-
-    def __init__(self, case):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.method = PlainMUNIT(case["dim"], case["d_dim"]).to(device)
-        shape = (case["batch"], 3, case["size"], case["size"])
-        self.images = [torch.rand(shape, device=device) * 2 - 1 for _ in range(2)]
-
-    def step(self):
-        self.method.step(*self.images)
+HEAD = (
+    *("case", "batch", "step", "precision", "ms", "images/s", "times plain", "first", "GFLOP"),
+    *("GFLOP/s", "of ceiling", "peak MB", "of plain", "differ by"),
+)
+LEAST = 3  # turns, however long they take
 
 
 class Ceiling:
-    """What convolutions reach here: 3x3, 256 channels, 64x64, forward and backward."""
+    """What the machine reaches in a precision: a convolution, or on a GPU a matrix product."""
 
-    def __init__(self, precision_name):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if precision_name == "bf16-mixed" else torch.float32
-        self.conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(
-            device, dtype, memory_format=torch.channels_last
-        )
-        x = torch.randn(4, 256, 64, 64, device=device, dtype=dtype).contiguous(
-            memory_format=torch.channels_last
-        )
+    def __init__(self, precision: str) -> None:
+        dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+        if device() == "cuda":
+            self.a, self.b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
+            self.operations = 2 * 8192**3
+            return
+        last = torch.channels_last
+        self.conv = torch.nn.Conv2d(256, 256, 3, padding=1).to(dtype=dtype, memory_format=last)
+        x = torch.randn(4, 256, 64, 64, dtype=dtype).contiguous(memory_format=last)
         self.x = x.requires_grad_()
         self.operations = 3 * 2 * 4 * 256 * 256 * 9 * 64 * 64
 
-    def step(self):
-        self.conv(self.x).sum().backward()
+    def step(self) -> None:
+        if device() == "cuda":
+            self.a @ self.b
+        else:
+            self.conv(self.x).sum().backward()
 
 
-def seconds(thing):
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def seconds(thing: Any, times: int = 1) -> float:
+    """Of `times` steps."""
+    wait()
     start = time.perf_counter()
-    thing.step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    for _ in range(times):
+        thing.step()
+    wait()
     return time.perf_counter() - start
 
 
-def operations(thing):
+def wait() -> None:
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def operations(thing: Any) -> int:
     with FlopCounterMode(display=False) as counter:
         thing.step()
     return counter.get_total_flops()
 
 
-def peak(case, args, plain):
-    """Megabytes, in a process of its own."""
-    words = [
-        sys.executable,
-        __file__,
-        "--memory",
-        json.dumps(case),
-        "--method",
-        args.method,
-        "--precision",
-        args.precision,
-    ]
-    words += ["--plain"] if plain else []
-    return float(
-        subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]
-    )
+def measure(
+    name: str, run: Run, turns: int, minutes: float, peaks: Mapping[str, float]
+) -> list[list[str]]:
+    """The rows of one case: plain, then ours."""
+    things: list[Any] = [Plain(run), Ours(run)]
+    differ = agreement(*things)
+    first = {t.name: seconds(t, 2) for t in things}
+    ceilings = {p: Ceiling(p) for p in {t.precision for t in things}}
+    for c in ceilings.values():
+        seconds(c, 2)
+    times: dict[str, list[float]] = {key: [] for key in ("plain", "ours", *ceilings)}
+    end = time.monotonic() + 60 * minutes
+    while len(times["ours"]) < turns and (len(times["ours"]) < LEAST or time.monotonic() < end):
+        for thing in things:
+            times[thing.name].append(seconds(thing))
+        for precision, c in ceilings.items():
+            times[precision].append(seconds(c))
+    rows = []
+    for thing in things:
+        s = statistics.median(times[thing.name])
+        ratios = [p / o for p, o in zip(times["plain"], times[thing.name], strict=True)]
+        top = ceilings[thing.precision].operations / statistics.median(times[thing.precision])
+        flop, peak = operations(thing), peaks[thing.name]
+        row = [name, str(run.data.batch), thing.name, thing.precision]
+        row += [f"{s * 1e3:.0f}", f"{run.data.batch / s:.3g}", f"{statistics.median(ratios):.2f}"]
+        row += [f"{first[thing.name]:.1f}", f"{flop / 1e9:.0f}", f"{flop / s / 1e9:.0f}"]
+        row += [f"{flop / s / top:.0%}", f"{peak:.0f}", f"{peak / peaks['plain']:.0%}"]
+        ours = thing.name == "ours"
+        rows.append([*row, "losses {:.0e}, gradients {:.0e}".format(*differ) if ours else ""])
+    return rows
 
 
-def memory(args):
-    case = json.loads(args.memory)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak that the parent's image left
+def peak(which: str, name: str, fast: bool, words: Sequence[str]) -> float:
+    """Megabytes, in a process of its own; nan where it ran out of memory or was killed."""
+    line = [sys.executable, __file__, "--peak", which, "--cases", name, *words]
+    done = subprocess.run(line + ["--only-fast"] * fast, capture_output=True, text=True)
+    if done.returncode > 0 and not ran_out_of_memory(RuntimeError(done.stderr)):
+        raise SystemExit(done.stderr)
+    return float(done.stdout.split()[-1]) if not done.returncode else float("nan")
+
+
+def peak_here(which: str, run: Run) -> float:
+    """Megabytes that three steps take at most."""
+    if device() == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak left by the parent's image
     before = resident("VmRSS")
-    thing = Plain(case) if args.plain else Ours(case, args.method, args.precision)
+    thing = {"plain": Plain, "ours": Ours}[which](run)
     for _ in range(3):
         thing.step()
-    if torch.cuda.is_available():
-        print(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        print((resident("VmHWM") - before) / 1024)
+    if device() == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (resident("VmHWM") - before) / 1024
 
 
-def resident(which):
+def resident(which: str) -> int:
     """Kilobytes: VmRSS, now, or VmHWM, at most so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(which)).split()[1])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--method", default="munit")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument(
-        "--contiguous", action="store_true", help="ours without channels-last memory"
-    )
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
-    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.memory:
-        return memory(args)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    print(
-        "| case | step | precision | ms | images/s | times plain | GFLOP | GFLOP/s | of ceiling | peak MB |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in args.cases:
-        case = CASES[name]
-        things = {"plain": Plain(case)} if args.method == "munit" else {}
-        things[args.method] = Ours(
-            case, args.method, args.precision, not args.contiguous, args.compile
-        )
-        ceilings = {p: Ceiling(p) for p in {t.precision for t in things.values()}}
-        for thing in [*things.values(), *ceilings.values()]:
-            thing.step()
-        times = {key: [] for key in [*things, *ceilings]}
-        for _ in range(args.turns):
-            for key, thing in {**things, **ceilings}.items():
-                times[key].append(seconds(thing))
-        for key, thing in things.items():
-            s = statistics.median(times[key])
-            ratio = statistics.median(
-                p / o for p, o in zip(times.get("plain", times[key]), times[key], strict=True)
-            )
-            top = ceilings[thing.precision].operations / statistics.median(times[thing.precision])
-            flop = operations(thing)
-            row = [
-                name,
-                key,
-                thing.precision,
-                f"{s * 1e3:.0f}",
-                f"{2 * case['batch'] / s:.1f}",
-                f"{ratio:.2f}",
-            ]
-            row += [
-                f"{flop / 1e9:.0f}",
-                f"{flop / s / 1e9:.0f}",
-                f"{flop / s / top:.0%}",
-                f"{peak(case, args, key == 'plain'):.0f}",
-            ]
-            print(f"| {' | '.join(row)} |", flush=True)
+def machine() -> str:
+    """What the figures were made with."""
+    words = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+    cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    where = torch.cuda.get_device_name() if device() == "cuda" else cpu
+    return f"commit {commit.strip() or 'unknown'}, torch {torch.__version__}, {where}"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    p.add_argument("--cases", nargs="+", choices=[*CASES, *FAST], metavar="CASE", default=[])
+    p.add_argument("--only-fast", action="store_true", help="the presets `small`")
+    return p
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The cases that were asked for; all, or all fast ones, where none was."""
+    cases = FAST if args.only_fast else CASES
+    return {n: {**CASES, **FAST}[n] for n in args.cases} or cases
+
+
+def sizes(case: Any) -> list[list[str]]:
+    """The settings of a case's batches on this device."""
+    return [[f"data.batch={n}"] for n in case.gpu] if device() == "cuda" and case.gpu else [[]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    p = parser(__doc__)
+    p.add_argument("--turns", type=int, default=7)
+    p.add_argument("--minutes", type=float, default=10, help="of turns, for a case")
+    p.add_argument("--out", type=Path, default=Path("runs/train_step.md"))
+    p.add_argument("--peak", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    args = apart(p, argv)
+    cases = chosen(args)
+    if args.peak:
+        (case,) = cases.values()
+        return print(peak_here(args.peak, case.run(args.settings)))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", encoding="utf-8") as file:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=file, flush=True)
+
+        say(f"{machine()}; settings: {' '.join(args.settings) or 'none'}\n")
+        say(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
+        for name, case in cases.items():
+            for words in ([*size, *args.settings] for size in sizes(case)):
+                peaks = {w: peak(w, name, args.only_fast, words) for w in ("plain", "ours")}
+                try:
+                    rows = measure(name, case.run(words), args.turns, args.minutes, peaks)
+                except RuntimeError as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    batch = str(case.run(words).data.batch)
+                    rows = [[name, batch, "out of memory", *[""] * (len(HEAD) - 3)]]
+                for row in rows:
+                    say(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":
