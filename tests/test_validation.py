@@ -1,9 +1,11 @@
 """The quick figures of training: every method has them, and they see what goes wrong."""
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
+from unpaired import train
 from unpaired.metrics import validation
 from unpaired.metrics.table import metric
 from unpaired.metrics.validation import quick_validation
@@ -77,6 +79,27 @@ def test_they_see_what_goes_wrong():
     assert ignores["SWD"] > good["SWD"]
     apart = quick_validation(Toy(shift=1.0), given)
     assert apart["style gap"] > 0.5 and good["style gap"] < 0.1
+
+
+def test_every_pair_of_few_domains_and_every_target_of_many():
+    assert len(list(validation.directions(Toy(), 4))) == 4 * 3 * 2
+    found = list(validation.directions(Toy(), 100))
+    assert [target for _, target, way in found if way == "latent"] == list(range(100))
+    assert len(found) == 200 and all(source != target for source, target, _ in found)
+
+
+def test_a_hundred_domains_are_judged_by_a_thousand_images():
+    class Trainer:
+        run, method = tiny.run("stargan_v2"), Toy()
+        fabric = type("Fabric", (), {"device": "cpu"})
+
+        def __init__(self, domains):
+            blank = type("Blank", (list,), {"read": lambda self, i: np.zeros((32, 32, 3), "u1")})
+            splits = {"val": [blank(range(120))] * domains}
+            self.dataset = type("Dataset", (), {"splits": splits})
+
+    counts = [[len(x) for x in train.Trainer.validation(Trainer(k))] for k in (3, 10, 100)]
+    assert counts == [[100] * 3, [100] * 10, [10] * 100]
 
 
 def test_collapsed_clusters_are_seen():

@@ -49,7 +49,8 @@ from unpaired.translator import metadata, sample_sheets
 
 MAX_SKIPPED = 5  # steps in a row that are not finite: then the run goes back to its last checkpoint
 MAX_ROLLBACKS = 3
-VALIDATION_IMAGES = 100  # of each domain
+VALIDATION_IMAGES = 100  # of each domain ...
+VALIDATION_TOTAL = 1000  # ... but of very many domains no more than these in all
 MAX_FAILED_SAVES = 3
 MAX_LOST_READERS = 3
 
@@ -447,7 +448,8 @@ class Trainer:
         """The middles of the first validation images of each domain, of training images where there are none."""
         run, splits = self.run, self.dataset.splits
         sides = splits["val"] if all(len(p) for p in splits["val"]) else splits["train"]
-        n = [min(len(p), VALIDATION_IMAGES) for p in sides]
+        most = min(VALIDATION_IMAGES, max(2, VALIDATION_TOTAL // len(sides)))
+        n = [min(len(p), most) for p in sides]
         if self.method.layout == "paired":
             n = [min(n)] * len(n)
         return [
