@@ -93,8 +93,8 @@ def compare(name: str, data: Sequence[object], args: argparse.Namespace) -> str:
     for run, (method, *settings) in chosen(name, args).items():
         folder = OUT / name / run.replace(", ", "-").replace(" ", "-")
         words = ["--method", method, "--preset", "small", *data, *settings]
-        words += [f"train.steps={args.steps}", "data.size=32", *args.settings]
-        step = trained(folder, *words, minutes=args.minutes)
+        words += [f"train.steps={args.steps}", f"train.sample_every={args.steps}", "data.size=32"]
+        step = trained(folder, *words, *args.settings, minutes=args.minutes)
         paired = ["--paired"] if name == "emoji" else []
         figures[run], notes[run] = measured(folder, step, *paired, *tools(args)), str(step)
         styled[run] = mean(list(figures[run].get("styles", {}).values())) | dependence(folder)
