@@ -118,8 +118,9 @@ class Pool:
     def __call__(self, fakes, name, draws):
         if not self.size:
             return fakes
+        here = torch.zeros(())  # numbers that are read at once are made on the CPU
         swap, which = (
-            draws.uniform(f"{name}.{what}", len(fakes), like=fakes) for what in ("swap", "which")
+            draws.uniform(f"{name}.{what}", len(fakes), like=here) for what in ("swap", "which")
         )
         out = []
         for x, u, v in zip(fakes, swap.tolist(), which.tolist(), strict=True):

@@ -73,17 +73,17 @@ def shares(thing: Any, data: float) -> tuple[float, dict[str, float]]:
         thing.step()
         wait()
         profiled = time.perf_counter() - start
-    spent = dict.fromkeys(KINDS, 0.0)
-    kind_of = Kinds()
+    spent, kind_of = dict.fromkeys(KINDS, 0.0), Kinds()
+    gpu = device() == "cuda"
     for event in sorted(trace.events(), key=lambda e: e.time_range.start):
-        own = event.self_device_time_total if device() == "cuda" else event.self_cpu_time_total
-        kind = kind_of(event)  # also of those without time: backward asks for their kinds
-        if event.device_type == torch.autograd.DeviceType.CPU:
-            spent[kind] += own / 1e6
+        if event.device_type == torch.autograd.DeviceType.CPU:  # with the kernels it launched
+            kind = kind_of(event)  # of those without time too: backward asks for their kinds
+            spent[kind] += (
+                event.self_device_time_total if gpu else event.self_cpu_time_total
+            ) / 1e6
     known = sum(v for k, v in spent.items() if k != "rest")
-    whole = max(profiled, known)  # the profiler slows the step: shares are of its own clock
-    scale = wall / whole / (wall + data)
-    result = {k: v * scale for k, v in spent.items()}
+    clock = max(wall if gpu else profiled, known)  # the profiler slows what the CPU does
+    result = {k: v / clock * wall / (wall + data) for k, v in spent.items()}
     result["data"] = data / (wall + data)
     result["rest"] = 1 - sum(v for k, v in result.items() if k != "rest")
     return 1e3 * (wall + data), result
