@@ -280,6 +280,7 @@ def test_factors_that_are_mixed_are_told_from_factors_that_are_lost():
 
 def test_a_generator_that_is_the_mixing_scores_one():
     mixing = identifiability.Mixing(2, 0)
+    torch.manual_seed(0)
     mean, deviation = torch.randn(3, 2), torch.rand(3, 2) + 0.3
 
     class True_(torch.nn.Module):
