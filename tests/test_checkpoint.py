@@ -182,6 +182,16 @@ def test_what_cannot_be_stored_is_refused_before_writing(
     assert tree(run.path) == before
 
 
+@pytest.mark.slow
+def test_saving_100_megabytes_takes_six_tenths_of_a_second(run: RunFolder) -> None:
+    tensors, seconds = {"w": torch.zeros(25_000_000)}, []
+    for step in range(3):
+        begun = time.process_time()
+        run.save(step, tensors, {})
+        seconds.append(time.process_time() - begun)
+    assert min(seconds) < 0.6
+
+
 def test_nothing_saved_is_none_and_touches_nothing(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "none")
     assert run.newest() is None and run.steps() == [] and run.best() is None

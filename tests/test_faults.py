@@ -106,17 +106,17 @@ def test_T04_T05_T06_asked_to_stop(tmp_path, reference, number, code):
     assert weights(tmp_path) == digest
 
 
-MOMENTS = {  # where a signal may find a run: a function, and how often it is called about midway
-    "a move": (train, "gradient_norm", 12),
-    "a save": (checkpoint, "_write", 12),
-    "a sheet": (translator, "random_styles", 4),
-    "the page": (train.page, "document", 3),
+MOMENTS = {  # where a signal may find a run: a function, and its calls: the first that counts, one about midway
+    "a move": (train, "gradient_norm", 1, 12),
+    "a save": (checkpoint, "_write", 4, 12),  # three prove that the folder can be written
+    "a sheet": (translator, "random_styles", 1, 4),
+    "the page": (train.page, "document", 1, 3),
 }
 
 
 def signalled(moment, nth, numbers, pause=0.0):
     """In the process that calls it: the `nth` call of the moment's function sends the signals to its own process."""
-    module, name, _ = MOMENTS[moment]
+    module, name, *_ = MOMENTS[moment]
     function, calls = getattr(module, name), []
 
     def signalling(*args, **kw):
@@ -145,10 +145,31 @@ def asked_at(path, moment, nth, numbers, code):
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_T04_asked_to_stop_in_the_middle_of(moment, tmp_path, reference):
-    assert asked_at(tmp_path, moment, MOMENTS[moment][2], [signal.SIGTERM, signal.SIGTERM], 143)
+    assert asked_at(tmp_path, moment, MOMENTS[moment][3], [signal.SIGTERM, signal.SIGTERM], 143)
     assert weights(tmp_path) == reference[0]
     steps = [r["step"] for r in RunFolder(tmp_path).read_log()]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_T04_asked_to_stop_fifty_times(tmp_path, reference):
+    """One run, stopped over and over; each time it has saved the step that it was in."""
+    rng, stopped = random.Random(4), 0
+    while stopped < 50:
+        moment = rng.choice(list(MOMENTS))
+        nth = MOMENTS[moment][2] + rng.randint(0, 3)
+        ask = lambda m=moment, n=nth: signalled(m, n, [signal.SIGTERM])  # noqa: E731
+        ended = wait(start(tmp_path, "train.sample_every=3", prepare=ask))
+        assert ended in (143, 0), (moment, nth, ended)
+        if ended:
+            stopped += 1
+            status = RunFolder(tmp_path).read_status()
+            assert status["status"] == "preempted" and status["exit_code"] == 143
+            assert RunFolder(tmp_path).steps()[-1] == status["step"]
+        else:
+            assert weights(tmp_path) == reference[0]
+            RunFolder(tmp_path).start_fresh()
+    assert wait(start(tmp_path)) == 0
+    assert weights(tmp_path) == reference[0]
 
 
 @pytest.mark.slow
@@ -160,7 +181,8 @@ def test_T04_T05_asked_to_stop_at_random(tmp_path, reference, number, code, time
     stopped = 0
     for i in range(times):
         moment = rng.choice(list(MOMENTS))
-        nth = rng.randint(1, 2 * MOMENTS[moment][2])
+        *_, first, midway = MOMENTS[moment]
+        nth = rng.randint(first, 2 * midway)
         path = tmp_path / str(i)
         stopped += asked_at(path, moment, nth, [number] * rng.choice((1, 1, 2)), code)
         assert weights(path) == reference[0], (i, moment, nth)
