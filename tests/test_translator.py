@@ -155,6 +155,62 @@ def test_many_styles_at_once_equal_one_at_a_time(run, photo, monkeypatch):
     assert np.abs(np.array(pixels(together)) - np.array(pixels(apart))).max() <= 1
 
 
+def differ(a, b):
+    return np.abs(np.array(pixels(a), float) - np.array(pixels(b), float))
+
+
+def test_a_folder_is_translated_in_batches(run, tmp_path, monkeypatch):
+    shapes = [(20, 16), (20, 16), (16, 16), (20, 16), (20, 16), (20, 16)]
+    (tmp_path / "in").mkdir()
+    for i, size in enumerate(shapes):
+        scene = Scenes("outline", size, "test", 0, 9)[i]
+        Image.fromarray(scene.image).save(tmp_path / "in" / f"{i}.png")
+    monkeypatch.setattr("unpaired.translator.CHUNK_PIXELS", 3 * 20 * 16)
+    encoded, decoded = [], []
+    cls = type(Translator.load(run).method)
+    encode, decode = cls.encode_content, cls.decode
+    monkeypatch.setattr(
+        cls, "encode_content", lambda self, x, s: encoded.append(len(x)) or encode(self, x, s)
+    )
+    monkeypatch.setattr(
+        cls, "decode", lambda self, c, *args: decoded.append(len(c)) or decode(self, c, *args)
+    )
+    words = ["translate", run, tmp_path / "in", "--to", "all", "--source", "outline"]
+    for out in ("a", "b"):
+        assert main([*map(str, words), "--styles", "5", "--out", str(tmp_path / out)]) == 0
+    assert encoded == 2 * [2, 1, 3]  # each image once, with its neighbours of equal size
+    assert decoded[: len(decoded) // 2] == [3, 3, 3, 1, 3, 2, 3, 3, 3, 3, 3]
+    monkeypatch.undo()
+    t = Translator.load(run)
+    for i in range(len(shapes)):
+        files = sorted((tmp_path / "a").glob(f"{i}-painted-*.png"))
+        alone = t.translate(tmp_path / "in" / f"{i}.png", "painted", styles=5)
+        assert differ(map(Image.open, files), alone).max() <= 1
+        again = [tmp_path / "b" / f.name for f in files]
+        assert [f.read_bytes() for f in files] == [f.read_bytes() for f in again]
+
+
+def test_half_precision_where_the_config_or_the_machine_says_so(run, photo, monkeypatch):
+    t = Translator.load(run)
+    exact = t.translate(photo, "painted", styles=4)
+    half = t.run.model_copy(
+        update={"train": t.run.train.model_copy(update={"precision": "bf16-mixed"})}
+    )
+    t = Translator(t.method, half)
+    made = t.translate(photo, "painted", styles=4)
+    assert 0 < differ(made, exact).mean() < 2 and pixels(
+        t.translate(photo, "painted", 4)
+    ) == pixels(made)
+    assert t.contents(t.prepare(photo), 0).dtype is torch.bfloat16
+
+    cpu, auto = torch.device("cpu"), tiny.run("munit", "train.precision=auto")
+    for units in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda units=units: units)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        assert auto.precision(cpu) == ("bf16-mixed" if units else "32-true")
+    assert tiny.run("munit", "train.precision=32-true").precision(cpu) == "32-true"
+
+
 def test_a_model_file_needs_no_flag(run, photo):
     from_folder = Translator.load(run).translate(photo, "outline", styles=2)
     from_file = Translator.load(run / "model.safetensors").translate(photo, "outline", styles=2)

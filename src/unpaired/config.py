@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -142,10 +143,19 @@ class Run(Section):
     def method_class(self) -> type[Method]:
         return find_method(self.method.name)
 
+    def precision(self, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+        """What `train.precision` means there; auto: bf16 where the machine has matrix units for it."""
+        if self.train.precision != "auto":
+            return self.train.precision
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+            fast = device.type == "cpu" and units
+        return "bf16-mixed" if fast else "32-true"
+
     def build(self, domains: tuple[str, ...]) -> Method:
         """The method's networks, initialised from `train.seed`."""
-        import torch
-
         torch.manual_seed(self.train.seed)
         method = self.method_class()(self.method, domains, Shape(*self.data.hw, self.data.channels))
         method.start_averages()

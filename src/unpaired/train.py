@@ -143,15 +143,8 @@ def optimizer(o: Optim, net: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def precision(run: Run, device: torch.device) -> Any:
-    """bf16 where the machine has matrix units for it, else fp32."""
-    if run.train.precision != "auto":
-        return run.train.precision
-    if device.type == "cuda":
-        return (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-        )
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if device.type == "cpu" and fast else "32-true"
+    """As Fabric names it."""
+    return run.precision(device)
 
 
 def fit(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from unpaired.data.folders import scan
-from unpaired.data.intake import BadImage, escape, examine, read_image, write_png
+from unpaired.data.intake import BadImage, escape, examine, write_png
 from unpaired.errors import ConfigProblem, DataProblem, NotWritable
-from unpaired.pictures import enlarged, sheet, stack
+from unpaired.pictures import enlarged, sheet, stack, to_images
 from unpaired.progress import say
-from unpaired.translator import Style, Translator, linspace, safe
+from unpaired.translator import Style, Translator, linspace, room, safe
 
 SHEET_ROWS = 24
 ALL = -1  # `--component all`
@@ -34,32 +36,29 @@ def translate_files(args: argparse.Namespace) -> int:
             "--interpolate says both styles by itself: leave --style-from and --component out."
         )
     translator = Translator.load(args.run)
-    for reference in (args.style_from, *(style(word) for word in args.interpolate or ())):
-        if isinstance(reference, Path):
-            read_image(reference)  # a bad one is not the fault of the images
     out = args.out or (args.run if args.run.is_dir() else args.run.parent) / "translations"
     everywhere = args.to == "all" and "all" not in translator.domains
     targets = translator.targets(args.source) if everywhere else [args.to]
     sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
-    done = bad = 0
-    for path, name in inputs(args.images, out):
-        try:
-            image, odd = examine(path)
-            if odd:
-                say(f"{escape(path)}: {odd}; it is used.")
-            source = translator.shown(image, args.size)
-            for (to, k), rows in sheets.items():
-                outputs = one(translator, image, to, k, args)
-                which = f"-component-{k}" if args.component == ALL else ""
+    ways = {(to, k): request(translator, to, k, args) for to, k in sheets}
+    sources = {source for source, _, _ in ways.values()}
+    bad: list[Path] = []
+    done = 0
+    for group in groups(translator, inputs(args.images, out), args.size, bad):
+        x = torch.cat([image for _, image in group])
+        contents = {source: translator.contents(x, source) for source in sources}
+        for (to, k), rows in sheets.items():
+            source, target, codes = ways[to, k]
+            pictures = translator.pictures(contents[source], x, target, codes)
+            each = len(pictures) // len(group)
+            which = f"-component-{k}" if args.component == ALL else ""
+            for (name, _), shown in zip(group, to_images(x), strict=True):
+                outputs, pictures = pictures[:each], pictures[each:]
                 for i, output in enumerate(outputs):
                     write(out / f"{name}-{safe(to)}{which}-{i:02d}.png", output)
                 if len(rows) < SHEET_ROWS:
-                    rows.append([enlarged(source), *(enlarged(output) for output in outputs)])
-        except BadImage as error:
-            say(f"Skipped: {error}")
-            bad += 1
-            continue
-        done += 1
+                    rows.append([enlarged(shown), *map(enlarged, outputs)])
+        done += len(group)
     if not done:
         raise DataProblem(f"No image of {escape(args.images)} can be read: see the lines above.")
     for to in targets:
@@ -70,7 +69,7 @@ def translate_files(args: argparse.Namespace) -> int:
         ]
         write(out / f"sheet-{safe(to)}.png", stack(pages) if len(pages) > 1 else pages[0])
         say(
-            f"{done} image{'s' * (done > 1)} to {to}, {len(pages) * len(outputs)} each; "
+            f"{done} image{'s' * (done > 1)} to {to}, {len(pages) * each} each; "
             f"{'all' if done <= SHEET_ROWS else f'the first {SHEET_ROWS}'} on one sheet: "
             f"{out / f'sheet-{safe(to)}.png'}"
         )
@@ -131,22 +130,49 @@ def short(name: str) -> str:
     return name if len(os.fsencode(name)) <= 150 else f"{name[:30]}-{digest[:12]}"
 
 
-def one(
-    translator: Translator,
-    image: np.ndarray,
-    to: str,
-    component: int | None,
-    args: argparse.Namespace,
-) -> list[Image.Image]:
+def groups(
+    translator: Translator, files: Iterable[tuple[Path, str]], size: int | None, bad: list[Path]
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Names and images (1, C, H, W) that are worth rendering together; those that cannot be read are told, and go to
+    `bad`."""
+    group: list[tuple[str, Tensor]] = []
+    for path, name in files:
+        try:
+            image, odd = examine(path)
+            x = translator.prepare(image, size)
+        except BadImage as error:
+            say(f"Skipped: {error}")
+            bad.append(path)
+            continue
+        if odd:
+            say(f"{escape(path)}: {odd}; it is used.")
+        if group and x.shape != group[0][1].shape:
+            yield group
+            group = []
+        group.append((name, x))
+        if len(group) >= room(x):
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def request(
+    translator: Translator, to: str, component: int | None, args: argparse.Namespace
+) -> tuple[int, int, Tensor | None]:
+    """Source, target and styles of what is asked for, the same for every image."""
+    source, target = translator.direction(to, args.source)
     if args.interpolate:
         a, b = (style(word) for word in args.interpolate)
-        return translator.interpolate(image, a, b, to, args.steps, args.source, args.size)
+        return source, target, translator.between(a, b, args.steps, target, source)
     if component is not None:
-        at = (component, *ends(args), args.steps)
-        return translator.sweep(image, to, *at, args.seed, args.style_from, args.source, args.size)
-    return translator.translate(
-        image, to, args.styles, args.seed, args.style_from, args.source, args.size
-    )
+        values = linspace(*ends(args), args.steps)
+        translator.components(target, source)
+        start = args.seed if args.style_from is None else args.style_from
+        code = translator.style(start, target, source)
+        return source, target, translator.swept(code, component, values, target)
+    codes = translator.codes(target, source, args.styles, args.seed, args.style_from)
+    return source, target, codes
 
 
 def style(word: str) -> Style:

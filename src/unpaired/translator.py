@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from unpaired.method import Method
 from unpaired.pictures import enlarged, from_array, sheet, to_images
 
 FORMAT = "unpaired model 1"
-CHUNK_PIXELS = 4 << 20  # pixels that are decoded at once
+# Pixels decoded at once on a CPU: of larger maps the system gives and takes back the memory each time
+CHUNK_PIXELS = 1 << 16
+GPU_CHUNKS = 64  # as many of these on a GPU
 SPREAD = 1000  # random styles that tell how far a component goes
 SHEET_DOMAINS = 8  # target domains that get sample sheets
 
@@ -46,6 +48,7 @@ class Translator:
     ) -> None:
         self.method, self.run, self.step = method.eval().to(device), run, step
         self.device = torch.device(device)
+        self.bf16 = run.precision(self.device) == "bf16-mixed"
         self.domains = method.domains
 
     @classmethod
@@ -118,10 +121,7 @@ class Translator:
         A style is the seed of a random one, a reference image, or what `encode_style` gave.
         """
         source_index, target = self.direction(to, source)
-        ends = [self.style(s, target, source_index) for s in (a, b)]
-        codes = torch.cat(
-            [torch.lerp(ends[0], ends[1], t) for t in torch.linspace(0, 1, steps).to(self.device)]
-        )
+        codes = self.between(a, b, steps, target, source_index)
         return self.render(self.prepare(image, size), source_index, target, codes)
 
     def sweep(
@@ -147,6 +147,13 @@ class Translator:
         style = self.style(seed if style_from is None else style_from, target, source_index)
         codes = self.swept(style, component, linspace(low, high, steps), target)
         return self.render(self.prepare(image, size), source_index, target, codes)
+
+    @torch.inference_mode()
+    def between(self, a: Style, b: Style, steps: int, target: int, source: int) -> Tensor:
+        """The styles (steps, ...) on the straight line from `a` to `b`."""
+        ends = [self.style(s, target, source) for s in (a, b)]
+        points = torch.linspace(0, 1, steps).to(self.device)
+        return torch.cat([torch.lerp(ends[0], ends[1], t) for t in points])
 
     @torch.inference_mode()
     def components(self, target: int, source: int) -> int:
@@ -297,34 +304,45 @@ class Translator:
         return from_array(array).to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
+    def contents(self, x: Tensor, source: int) -> Tensor:
+        """What is kept of the images (B, C, H, W) under any style; their sides are padded to the stride."""
+        h, w = x.shape[2:]
+        down, right = -h % self.method.stride, -w % self.method.stride
+        if down or right:
+            mode = "reflect" if down < h and right < w else "replicate"
+            x = F.pad(x, (0, right, 0, down), mode=mode)
+        with self.autocast():
+            parts = [self.method.encode_content(part, source) for part in x.split(room(x))]
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def pictures(
+        self, contents: Tensor, like: Tensor, target: int, codes: Tensor | None
+    ) -> list[Image.Image]:
+        """Each content under every style, content by content, of the size of `like`."""
+        n, (h, w) = 1 if codes is None else len(codes), like.shape[2:]
+        found: list[Image.Image] = []
+        with self.autocast():
+            for pair in torch.arange(n * len(contents), device=self.device).split(room(like)):
+                style = None if codes is None else codes[pair % n]
+                y = self.method.decode(contents[pair // n], style, target)
+                found += to_images(y[:, :, :h, :w])
+        return found
+
     def render(
         self, x: Tensor, source: int, target: int, codes: Tensor | None
     ) -> list[Image.Image]:
-        """One picture for each style; the content is encoded once."""
-        return [
-            image
-            for batch in decoded(self.method, x, source, target, codes)
-            for image in to_images(batch)
-        ]
+        """Images (B, C, H, W), each under every style, image by image."""
+        return self.pictures(self.contents(x, source), x, target, codes)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def decoded(
-    method: Method, x: Tensor, source: int, target: int, codes: Tensor | None
-) -> Iterator[Tensor]:
-    """One image (1, C, H, W) under every style, in chunks; sides are padded to the stride and cut back."""
-    h, w = x.shape[2:]
-    down, right = -h % method.stride, -w % method.stride
-    if down or right:
-        mode = "reflect" if down < h and right < w else "replicate"
-        x = F.pad(x, (0, right, 0, down), mode=mode)
-    content = method.encode_content(x, source)
-    if codes is None:
-        yield method.decode(content, None, target)[:, :, :h, :w]
-        return
-    for part in codes.split(max(1, CHUNK_PIXELS // (h * w))):
-        yield method.decode(content.expand(len(part), *content.shape[1:]), part, target)[
-            :, :, :h, :w
-        ]
+def room(x: Tensor) -> int:
+    """How many images of the size and on the device of `x` are worth working together."""
+    pixels = CHUNK_PIXELS * (GPU_CHUNKS if x.device.type == "cuda" else 1)
+    return max(1, pixels // (x.shape[2] * x.shape[3]))
 
 
 def linspace(low: float, high: float, steps: int) -> list[float]:

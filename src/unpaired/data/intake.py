@@ -494,7 +494,8 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        Image.fromarray(image).save(temporary, "PNG")
+        # a sixth larger than at the default level, in half the time
+        Image.fromarray(image).save(temporary, "PNG", compress_level=3)
         os.replace(temporary, path)
     except OSError as error:
         raise StorageProblem(
