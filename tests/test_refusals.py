@@ -127,7 +127,7 @@ def test_a_size_that_memory_does_not_hold(place, monkeypatch, capsys):
         )
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(Translator, "render", exhausted)
+    monkeypatch.setattr(Translator, "prepare", exhausted)
     assert main(translate("munit")) == 71
     printed = capsys.readouterr().err.strip()
     assert "--size" in printed and "\n" not in printed
