@@ -155,6 +155,18 @@ def test_many_styles_at_once_equal_one_at_a_time(run, photo, monkeypatch):
     assert np.abs(np.array(pixels(together)) - np.array(pixels(apart))).max() <= 1
 
 
+def test_loading_takes_no_time_to_initialise(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        for name in ("normal_", "uniform_"):
+            patch.setattr(torch.Tensor, name, lambda *args, **kw: pytest.fail("initialised"))
+        t = Translator.load(run)
+    state = t.method.state_dict()
+    _, tensors, _ = RunFolder(run).newest()
+    held = {k.removeprefix("method.ema."): v for k, v in tensors.items() if ".ema." in k}
+    assert len(held) > 20 and all(torch.equal(state[k], v) for k, v in held.items())
+    assert t.run.build(t.domains).state_dict().keys() > state.keys() > held.keys()
+
+
 def differ(a, b):
     return np.abs(np.array(pixels(a), float) - np.array(pixels(b), float))
 

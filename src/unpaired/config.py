@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from torch.overrides import TorchFunctionMode
 
 from unpaired.errors import ConfigProblem
 from unpaired.method import Method, MethodConfig, Shape
@@ -128,6 +130,15 @@ class Train(Section):
     tensorboard: bool = False  # needs the extra `log`
 
 
+class Uninitialised(TorchFunctionMode):
+    """While it lasts, `torch.nn.init` does nothing: most of the time that building networks takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 class Run(Section):
     """A complete run. `load` makes one."""
 
@@ -154,11 +165,14 @@ class Run(Section):
             fast = device.type == "cpu" and units
         return "bf16-mixed" if fast else "32-true"
 
-    def build(self, domains: tuple[str, ...]) -> Method:
-        """The method's networks, initialised from `train.seed`."""
+    def build(self, domains: tuple[str, ...], initialise: bool = True) -> Method:
+        """The method's networks, initialised from `train.seed`; if not, for weights to be loaded, without averages."""
         torch.manual_seed(self.train.seed)
-        method = self.method_class()(self.method, domains, Shape(*self.data.hw, self.data.channels))
-        method.start_averages()
+        with nullcontext() if initialise else Uninitialised():
+            shape = Shape(*self.data.hw, self.data.channels)
+            method = self.method_class()(self.method, domains, shape)
+        if initialise:
+            method.start_averages()
         return method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def to_yaml(self) -> str:

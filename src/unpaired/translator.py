@@ -68,7 +68,7 @@ class Translator:
                 f"{escape(file)} is no model of this tool: name a run, or import it by `unpaired weights import`."
             )
         run = resolve(json.loads(about["config"]))
-        method = run.build(tuple(json.loads(about["domains"])))
+        method = run.build(tuple(json.loads(about["domains"])), initialise=False)
         nets = set(method.averaged.split())
         own = {k: v for k, v in method.state_dict().items() if k.split(".")[0] in nets}
         known = method.state_dict().keys()  # an imported model may hold its discriminators besides
