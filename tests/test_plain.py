@@ -74,6 +74,10 @@ class Quick:
         pass
 
 
+def test_operations_are_counted_through_a_gradient_penalty():
+    assert train_step.operations(steps.Plain(run("tunit"))) > 1e6
+
+
 def test_out_of_memory_is_told(tmp_path, monkeypatch, capsys):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")
