@@ -131,12 +131,15 @@ class Train(Section):
 
 
 class Uninitialised(TorchFunctionMode):
-    """While it lasts, `torch.nn.init` does nothing: most of the time that building networks takes."""
+    """While it lasts, parameters are not initialised: most of the time that building networks takes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init":
+        kwargs = kwargs or {}
+        initial = getattr(func, "__module__", "") == "torch.nn.init"
+        drawn = func in (torch.Tensor.normal_, torch.Tensor.uniform_)  # by what has no such hook
+        if initial or (drawn and isinstance(args[0], torch.nn.Parameter)):
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class Run(Section):
