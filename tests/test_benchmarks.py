@@ -16,9 +16,12 @@ from unpaired.train import Trainer
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import ablation_dsm  # noqa: E402
 import identifiability  # noqa: E402
+import loader  # noqa: E402
 import results  # noqa: E402
 import running  # noqa: E402
+import steps  # noqa: E402
 import table1  # noqa: E402
+import translate  # noqa: E402
 
 
 def canned(run):
@@ -354,3 +357,23 @@ def test_results_have_a_line_for_each_figure_beside_floors_and_cost(commands, tm
     assert [w[0] for w in commands] == ["train", "evaluate"] * 2
     results.main([*words, *MUNIT])
     assert len(commands) == 4 and Path("runs/results/table.md").read_text() == text
+
+
+def test_loading_is_measured_beside_what_a_method_consumes(monkeypatch, capsys):
+    monkeypatch.setenv("UNPAIRED_CACHE", "")  # put back afterwards
+    small = {"preset": "small", "method": {"name": "munit", "dim": 4, "mlp_dim": 8, "d_dim": 4}}
+    monkeypatch.setattr(loader, "FAST", {"munit": steps.Case(small, ())})
+    words = "--workers 0 --count 2 --seconds 0.05 --rounds 1".split()
+    loader.main(words)
+    out = capsys.readouterr().out
+    assert "4 JPEGs of 512 px" in out and "| munit | 32 | 32-true | 16 |" in out
+    (row,) = [line.split(" | ") for line in out.splitlines() if line.startswith("| 32 | 0 |")]
+    assert 0 < float(row[2]) < float(row[3])  # decoded, and from the cache
+
+
+def test_translating_is_measured_beside_the_plain_loop(capsys):
+    words = "--images 3 --styles 2 --size 64 --dim 4 --turns 2 --starts 0".split()
+    translate.main(words)
+    out = capsys.readouterr().out
+    row = next(line.split(" | ") for line in out.splitlines() if line.startswith("| ours"))
+    assert float(row[3]) > 0 and float(row[4]) < 0.1 and row[5].startswith(("0", "1"))
