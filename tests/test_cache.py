@@ -194,6 +194,15 @@ def test_no_folder_at_all(tmp_path, monkeypatch):
     assert kept.get("ab00") is None and not kept.put("ab00", picture(0))
 
 
+def test_a_user_without_a_home(monkeypatch):
+    for name in ("UNPAIRED_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    kept = ImageCache("a")
+    kept.prepare(["ab00"], 100)
+    assert kept.get("ab00") is None and not kept.put("ab00", picture(0))
+
+
 def test_deleted_while_in_use(folder):
     kept = ImageCache("a")
     assert kept.put("ab00", picture(0))

@@ -36,7 +36,9 @@ def cache_folder() -> Path:
     """`$UNPAIRED_CACHE`, else `unpaired` in the user's cache folder. It may be deleted at any time."""
     if said := os.environ.get("UNPAIRED_CACHE"):
         return Path(said)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unpaired"
+    home = os.path.expanduser("~")  # stays as it is for a user without one: then nothing is kept
+    caches = os.path.join(home, ".cache") if home != "~" else os.devnull
+    return Path(os.environ.get("XDG_CACHE_HOME") or caches) / "unpaired"
 
 
 class ImageCache:
