@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -252,11 +252,11 @@ def pairs(plain: nn.Module, ours: nn.Module) -> dict[str, list[tuple[Any, Any]]]
     }
 
 
-def agreement(plain: Plain, ours: Ours, steps: int = 1, learn: bool = False) -> tuple[float, float]:
+def agreement(plain: Plain, ours: Ours, learn: bool = False) -> tuple[float, float]:
     """By how much, relatively, losses and gradients of the two differ at most, in full precision.
 
-    A gradient is that of a network in a move; its difference is told by the norm. All of a step's moves are compared
-    at the same weights, unless they `learn`, as in a real step.
+    A gradient is that of a network in a move; its difference is told by the norm. Two steps are played. All moves of
+    the second are compared, at the same weights; where they `learn`, as in a real step, those of both.
     """
     matched = pairs(plain.method, ours.method)
     with torch.no_grad():
@@ -267,9 +267,9 @@ def agreement(plain: Plain, ours: Ours, steps: int = 1, learn: bool = False) -> 
         seen = {}
         for thing in (plain, ours):
             seen[thing] = Moves()
-            for i in range(steps):
+            for i in range(2):  # the first fills queues and histories
                 draws = Step(int(FRACTION * 1000) + i, 1000, seed=1)
-                with seen[thing].watch():
+                with seen[thing].watch() if learn or i else nullcontext():
                     thing.step(draws, *([fabric] if thing is ours else []))
     theirs, mine = seen[plain], seen[ours]
     losses = max(relative(a - b, b) for a, b in zip(theirs.losses, mine.losses, strict=True))
