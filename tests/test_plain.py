@@ -61,7 +61,12 @@ def test_the_table_of_a_step(tmp_path, monkeypatch, capsys):
     plain, ours = (line.split(" | ") for line in text.splitlines()[-2:])
     assert plain[:4] == ["| pix2pix", "2", "plain", "32-true"] and plain[6] == "1.00"
     assert ours[2] == "ours" and ours[11:13] == ["100", "50%"]
-    assert 0 < train_step.peak_here("ours", tiny_case.run()) < 2000
+
+
+def test_the_peak_is_of_a_process_of_its_own():
+    small = ["method.dim=4", "method.levels=5", "method.d_dim=4", "method.d_layers=2"]
+    words = ["data.size=32", "data.batch=2", "train.precision=32-true", *small]
+    assert 0 < train_step.peak("ours", "pix2pix", True, words) < 2000
 
 
 class Quick:

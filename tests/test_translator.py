@@ -177,7 +177,7 @@ def test_loading_takes_no_time_to_initialise(run):
     _, tensors, _ = RunFolder(run).newest()
     held = {k.removeprefix("method.ema."): v for k, v in tensors.items() if ".ema." in k}
     assert len(held) > 20 and all(torch.equal(state[k], v) for k, v in held.items())
-    assert t.run.build(t.domains).state_dict().keys() > state.keys() > held.keys()
+    assert state.keys() == held.keys()  # the discriminators are not there
 
 
 def differ(a, b):

@@ -82,6 +82,10 @@ class Translator:
             )
         method.load_state_dict(tensors, strict=False)
         method.ema = torch.nn.ModuleDict()  # the file holds the averages already
+        held = {name.split(".")[0] for name in tensors}
+        for net, child in list(method.named_children()):
+            if net not in held and any(True for _ in child.parameters()):
+                delattr(method, net)  # such as discriminators: they were not initialised
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(method, run, int(about["step"]), device)
 
