@@ -187,7 +187,7 @@ class CycleGAN(Method):
         return x
 
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
-        return (self.F, self.G)[target](with_noise(content, style))
+        return (self.G if target else self.F)(with_noise(content, style))
 
     def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
         if not self.config.noise:
