@@ -172,7 +172,8 @@ def test_every_config_loads_and_trains_two_steps_when_shrunk(path, tmp_path):
     small += [f"data.domains=[{', '.join(domains)}]", "data.root=scenes", "data.count=8"]
     small += [f"data.size={side}", f"data.batch={min(full.data.batch, 4)}", "train.steps=2"]
     run = load(path, [*small, "train.precision=32-true"])
-    trainer = Trainer(run, RunFolder(tmp_path), resume=False, init=None, say=print)
+    trainer = Trainer(run, RunFolder(tmp_path), say=print)
+    trainer.begin(resume=False, init=None, allow_dataset_change=False)
     before = [p.clone() for p in trainer.method.parameters()]
     view = View() if layout == "unlabelled" else None
     for step in range(2):

@@ -340,17 +340,24 @@ def hang(path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", [(intake, "_bytes_of"), (os, "stat")])
 def test_T15_an_image_that_blocks_is_named_and_stood_in_for(
-    photos, tmp_path, monkeypatch, capfd, workers
+    photos, tmp_path, monkeypatch, capfd, where, workers
 ):
-    read = intake._bytes_of
+    real, stat = getattr(*where), os.stat
 
-    def blocked(path, most):
-        if str(path).endswith("4.png") and (tmp_path / "run" / "status.json").exists():
-            hang(tmp_path / "stuck")  # only once the run is under way
-        return read(path, most)
+    def blocked(path, *more, **named):
+        if str(path).endswith("4.png") and under_way():
+            hang(tmp_path / "stuck")
+        return real(path, *more, **named)
 
-    monkeypatch.setattr(intake, "_bytes_of", blocked)
+    def under_way():
+        try:
+            return stat(tmp_path / "run" / "status.json")
+        except OSError:
+            return False
+
+    monkeypatch.setattr(*where, blocked)
     monkeypatch.setattr(intake, "READ_SECONDS", 0.3)
     monkeypatch.setattr(batches, "CACHE_BYTES", 0)  # each image is read each time
     begun = time.monotonic()

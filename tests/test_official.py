@@ -10,11 +10,11 @@ import tiny
 import torch
 
 from unpaired import Translator, official
-from unpaired.checkpoint import RunFolder, load_model
+from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
-from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.errors import ConfigProblem, DataProblem, Problem
 from unpaired.networks.vgg import VGG16
-from unpaired.train import Trainer
+from unpaired.train import Trainer, fit
 
 
 @pytest.fixture
@@ -140,7 +140,9 @@ def test_training_goes_on_from_a_checkpoint_with_its_discriminators(name, tmp_pa
     assert main(["weights", "import", name, str(tmp_path), str(out), "--size", "32"]) == 0
     run = tiny.run(name, *CHANGES[name])
     folder = RunFolder(tmp_path / "run")
-    started = Trainer(run, folder, resume=False, init=out, say=lambda line: None).method
+    trainer = Trainer(run, folder, say=lambda line: None)
+    trainer.begin(resume=False, init=out, allow_dataset_change=False)
+    started = trainer.method
     for net, _ in NAMES[name].values():
         for k, v in method.get_submodule(net).state_dict().items():
             assert torch.equal(started.get_submodule(net).state_dict()[k], v), f"{net}.{k}"
@@ -162,7 +164,7 @@ def test_a_published_generator_alone_translates_one_way(file, tmp_path):
     with pytest.raises(ConfigProblem, match="from a to b only"):
         t.translate(image, to="a")
     with pytest.raises(ConfigProblem, match="method.one_way"):
-        next(t.method.updates(tiny.batch("cyclegan"), tiny.step()))
+        t.method.begin()
 
 
 def test_edges_of_one_channel_become_the_grey_of_three(tmp_path):
@@ -328,5 +330,17 @@ def test_vgg_weights(kind, tmp_path):
 
     method, _ = tiny.build("munit", f"method.vgg={out}", "method.lambda_vgg=1", size=32)
     assert not any(k.startswith("vgg") for k in method.state_dict())  # never saved, never trained
+    method.begin()
     *_, update = method.updates(tiny.batch("munit", 2, 32), tiny.step())
     assert update.log["vgg_1"] > 0
+
+
+def test_a_model_trained_with_vgg_translates_without_it(tmp_path):
+    out = tmp_path / "vgg.safetensors"
+    save_model(out, VGG16("caffe").state_dict(), {"network": "vgg16", "preprocessing": "caffe"})
+    run = tiny.run("munit", f"method.vgg={out}", "method.lambda_vgg=1", size=32, steps=1)
+    fit(run, RunFolder(tmp_path / "run"), say=lambda line: None)
+    out.unlink()
+    assert Translator.load(tmp_path / "run").translate(np.zeros((32, 32, 3), np.uint8), "painted")
+    with pytest.raises(Problem, match="vgg.safetensors"):
+        fit(run, RunFolder(tmp_path / "run"), resume=True, say=lambda line: None)

@@ -15,7 +15,7 @@ import torch
 
 from unpaired import train
 from unpaired.checkpoint import RunFolder
-from unpaired.config import Decay
+from unpaired.config import Decay, load
 from unpaired.errors import ConfigProblem, Diverged
 from unpaired.method import Step
 from unpaired.methods.munit import MUNIT
@@ -50,11 +50,40 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
         fit(tiny.run(steps=6), parts)
     assert stop.value.code == 143
     assert RunFolder(parts).read_status()["status"] == "preempted"
+    page = (parts / "index.html").read_text()
+    assert "stopped (signal 15), step 4 of 6" in page and 'http-equiv="refresh"' not in page
     fit(tiny.run(steps=6), parts, resume=True)
     assert weights(parts) == weights(whole)
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     steps = [r["step"] for r in RunFolder(parts).read_log()]
     assert steps == sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_start_that_fails_leaves_its_reason(tmp_path):
+    with pytest.raises(ConfigProblem):
+        fit(tiny.run("munit", "optim.E.lr=1", steps=2), tmp_path / "x")
+    status = RunFolder(tmp_path / "x").read_status()
+    assert (status["status"], status["step"], status["exit_code"]) == ("failed", 0, 2)
+    assert "failed (optim.E" in (tmp_path / "x" / "index.html").read_text()
+
+
+def test_what_a_resume_changes_is_remembered(tmp_path):
+    run = fit(tiny.run(steps=1), tmp_path / "x")
+    fit(tiny.run(steps=3), run, resume=True)
+    assert load(run / "config.yaml").train.steps == 3
+
+
+def test_the_page_renews_itself_with_the_log(tmp_path, monkeypatch):
+    seen, note = [], train.Trainer.note
+
+    def noted(self, record):
+        seen.append((tmp_path / "x" / "index.html").read_text())
+        note(self, record)
+
+    monkeypatch.setattr(train.Trainer, "note", noted)
+    monkeypatch.setattr(train, "PAGE_SECONDS", 0)
+    fit(tiny.run("munit", "train.log_every=1", "train.sample_every=9", steps=4), tmp_path / "x")
+    assert ["training, step 2 of 4" in page for page in seen] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -141,7 +170,8 @@ def test_starts_from_another_run(tmp_path):
     first = fit(tiny.run(steps=2), tmp_path / "first")
     lines = []
     config = tiny.run("munit", "train.seed=5", steps=1)
-    trainer = train.Trainer(config, RunFolder(tmp_path / "second"), False, first, lines.append)
+    trainer = train.Trainer(config, RunFolder(tmp_path / "second"), lines.append)
+    trainer.begin(resume=False, init=first, allow_dataset_change=False)
     _, tensors, _ = RunFolder(first).newest()
     for name, value in trainer.method.state_dict().items():
         assert torch.equal(value, tensors[f"method.{name}"])

@@ -127,6 +127,9 @@ class Method(nn.Module, ABC):
 
     # The training game -----------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Before the first step of a process: loads what the game alone needs, refuses what cannot be trained."""
+
     @abstractmethod
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         """The algorithm box of the paper: yields each move with its loss, after which its networks have moved."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def say(line: str) -> None:
@@ -14,6 +17,16 @@ def say(line: str) -> None:
         print(line, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def patiently(items: Collection[T], what: str, every: float = 10) -> Iterator[T]:
+    """The items; where they take long, how far they are is told on stderr every so many seconds."""
+    told = time.monotonic()
+    for n, item in enumerate(items):
+        if time.monotonic() - told >= every and sys.stderr is not None:
+            told = time.monotonic()
+            print(f"{what}: {n:,} of {len(items):,}", file=sys.stderr, flush=True)
+        yield item
 
 
 def on_terminal() -> bool:

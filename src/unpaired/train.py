@@ -53,6 +53,7 @@ VALIDATION_IMAGES = 100  # of each domain ...
 VALIDATION_TOTAL = 1000  # ... but of very many domains no more than these in all
 MAX_FAILED_SAVES = 3
 MAX_LOST_READERS = 3
+PAGE_SECONDS = 20  # at most so often the page is written for its figures alone
 
 
 class RollBack(Exception):
@@ -171,9 +172,10 @@ def fit(
                 f"{folder.path} holds a run already: go on with it by --resume {folder.path}, choose another --out, or "
                 "begin anew by --fresh, which sets it aside."
             )
-        trainer = Trainer(run, folder, resume, init, say, allow_dataset_change)
+        trainer = Trainer(run, folder, say)
         lost, reached = 0, -1
         try:
+            trainer.begin(resume, init, allow_dataset_change)
             while True:
                 try:
                     trainer.train(asked)
@@ -227,21 +229,18 @@ class Stopped(Exception):
 class Trainer:
     """The state of one run: method, optimizers, data and where it stands."""
 
-    def __init__(
-        self,
-        run: Run,
-        folder: RunFolder,
-        resume: bool,
-        init: Path | None,
-        say: Callable[[str], None],
-        allow_dataset_change: bool = False,
-    ) -> None:
+    def __init__(self, run: Run, folder: RunFolder, say: Callable[[str], None]) -> None:
         self.run, self.folder, self.say = run, folder, say
-        self.step = self.skipped = self.failed_saves = 0
+        self.step = max(folder.steps(), default=0)
+        self.skipped = self.failed_saves = 0
         self.rollbacks = self.shift = 0  # the batches of `step` are those of step + shift
         self.history: list[dict[str, Any]] = []  # the log
         self.cache: ImageCache | None = None
-        cls = run.method_class()
+        self.paged = 0.0  # when the page was written
+
+    def begin(self, resume: bool, init: Path | None, allow_dataset_change: bool) -> None:
+        """Opens the data, builds the networks, and takes up the state to go on from."""
+        run, say, cls = self.run, self.say, self.run.method_class()
         self.dataset = self.open(cls.layout, resume and not allow_dataset_change)
         check_layout(cls.layout, self.dataset.domains, run.method.name)
         supervision = cls.supervision(run.method)
@@ -258,12 +257,13 @@ class Trainer:
         )
         self.fabric.launch()
         if accelerator == "cpu" and run.preset == "paper" and run.method_class().presets:
-            self.say(
+            say(
                 "This is the paper's setting, on a CPU: --preset small (32 to 64 px) takes minutes instead of weeks."
             )
         if resume:
-            domains = saved_names(folder.path) or domains
+            domains = saved_names(self.folder.path) or domains
         self.method = run.build(domains).to(self.fabric.device)
+        self.method.begin()
         self.optimizers = build_optimizers(self.method, run)
         saved = self.method.state_dict().keys()
         self.buffers = [b for name, b in self.method.named_buffers() if name in saved]
@@ -318,8 +318,8 @@ class Trainer:
     def train(self, asked: Sequence[int]) -> None:
         run, folder = self.run, self.folder
         write = self.tensorboard()
+        write_atomic(folder.path / "config.yaml", run.to_yaml().encode())
         if self.step == 0:
-            write_atomic(folder.path / "config.yaml", run.to_yaml().encode())
             self.save()
             self.sample()
         self.status("running")
@@ -335,6 +335,8 @@ class Trainer:
                 record = self.record(recent, progress)
                 self.note(record)
                 progress.show(self.step, record["losses"])
+                if time.monotonic() - self.paged >= PAGE_SECONDS:
+                    self.write_page()
                 write(record)
                 recent.clear()
                 self.listen()
@@ -352,7 +354,6 @@ class Trainer:
                 raise Stopped(128 + asked[0])
         self.export()
         self.status("done", code=0)
-        self.write_page(alive=False)
         progress.done()
 
     def play(self, batch: dict[str, Tensor], files: Sequence[str]) -> dict[str, Tensor]:
@@ -597,14 +598,18 @@ class Trainer:
             self.say(f"The samples of step {self.step} were not written: {error}.")
 
     def status(self, status: str, reason: str = "", code: int | None = None) -> None:
-        """status.json. Nothing depends on it, least of all the report of another fault."""
+        """status.json, and the page of a run that ended. Nothing depends on it, least of all the report of another
+        fault."""
         try:
             self.folder.write_status(status, self.step, reason, code)
         except StorageProblem as problem:
             self.say(f"The status was not written: {problem}")
+        if status != "running":
+            self.write_page(alive=False)
 
     def write_page(self, alive: bool = True) -> None:
         page.write(self.folder, self.run, self.step, alive)
+        self.paged = time.monotonic()
 
     def tensorboard(self) -> Callable[[Mapping[str, Any]], None]:
         """A writer of the log's records for TensorBoard, where it is asked for."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from unpaired.data.augment import View
 from unpaired.data.cache import ImageCache
 from unpaired.data.folders import Entry, content_hash, halves
-from unpaired.data.intake import escape, examine, resize
+from unpaired.data.intake import answered, escape, examine, resize
 from unpaired.errors import ConfigProblem, DataProblem, Problem, StorageProblem
 from unpaired.pictures import from_array
 
@@ -106,19 +106,20 @@ class FilePictures:
     def attempt(self, index: int) -> np.ndarray | None:
         if index in self.kept or index in self.bad:
             return self.kept.get(index)
-        self.compare(index)
-        name = self.cached_as(index)
-        if self.cache and name and (found := self.cache.get(name)) is not None:
-            return found
         try:
+            now = self.stat(index)
+            self.compare(index, now)
+            name = self.cached_as(index, now)
+            if self.cache and name and (found := self.cache.get(name)) is not None:
+                return found
             image, _ = examine(self.files[index])  # of what is odd `data check` tells
             if self.half is not None:
                 image = halves(image)[self.half]
             image = covering(image, self.cover)
+            unchanged = name == self.cached_as(index, self.stat(index))  # while it was read
         except DataProblem as error:
             self.refuse(index, str(error))
             return None
-        unchanged = name == self.cached_as(index)  # while it was read
         if self.cache and name and unchanged and self.cache.put(name, image):
             return image
         if self.bytes + image.nbytes <= self.room:
@@ -130,30 +131,35 @@ class FilePictures:
         """Keeps images in `cache` from now on, where there is room. contents: the hash of each file's bytes."""
         self.cache, self.contents = cache, contents
 
-    def cached_as(self, index: int) -> str | None:
-        """The name of the image in the cache, by what its file holds now; None without a cache."""
+    def stat(self, index: int) -> os.stat_result | None:
+        """What the file is now; None where it is gone. Raises BadImage where the disk does not answer."""
+        path = self.files[index]
+        try:
+            return answered(path, lambda: os.stat(path))
+        except OSError:
+            return None
+
+    def cached_as(self, index: int, now: os.stat_result | None) -> str | None:
+        """The name of the image in the cache, by what its file holds `now` (None: what the scan saw); None without
+        a cache."""
         if self.cache is None:
             return None
         path = self.files[index]
         entry, content = self.entries.get(path), self.contents.get(path, "unreadable")
-        with suppress(OSError):  # gone: what it held is still good
-            now = os.stat(path)
-            if not entry or (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
-                content = content_hash(path, now.st_size, now.st_mtime_ns)
+        if now and (not entry or (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns)):
+            content = content_hash(path, now.st_size, now.st_mtime_ns)
         side = "" if self.half is None else f"-{self.half}"
         return None if content == "unreadable" else content + side
 
-    def compare(self, index: int) -> None:
+    def compare(self, index: int, now: os.stat_result | None) -> None:
         """Tells once of a file that is not what the scan saw."""
         entry = self.entries.get(self.files[index])
-        if entry is None or index in self.changed:
+        if entry is None or now is None or index in self.changed:
             return
-        with suppress(OSError):  # gone since it was read
-            now = os.stat(self.files[index])
-            if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
-                self.changed.add(index)
-                name = escape(entry.id)
-                log.warning("%s changed since the run looked; its new content is used", name)
+        if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
+            self.changed.add(index)
+            name = escape(entry.id)
+            log.warning("%s changed since the run looked; its new content is used", name)
 
 
 class ScenePictures:

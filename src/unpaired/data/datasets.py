@@ -109,7 +109,7 @@ def cache_training(data: Data, dataset: Dataset, contents: Fingerprint) -> Image
     hashes = {path: contents.files[e.id][4] for path, e in dataset.listing.entries.items()}
     for pictures in files:
         pictures.cache_in(cache, hashes)
-    names = (p.cached_as(i) for p in files for i in range(len(p)))
+    names = (p.cached_as(i, None) for p in files for i in range(len(p)))  # as the scan saw them
     cache.prepare([name for name in names if name], 4 * h * w)  # a photograph of 4 to 3
     return cache
 

@@ -35,6 +35,7 @@ import numpy as np
 
 from unpaired.data.intake import BadImage, escape, kind_of, read_file
 from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.progress import patiently
 
 IMAGES = frozenset(".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff".split())
 OTHER_IMAGES = frozenset(
@@ -146,7 +147,7 @@ class Listing:
         """
         files = {
             e.id: (e.split, e.domain, e.size, e.mtime_ns, _content(path, e, known))
-            for path, e in self.entries.items()
+            for path, e in patiently(self.entries.items(), "Reading the images once, to know them")
         }
         return Fingerprint(_digest(files), files)
 
@@ -677,7 +678,8 @@ def _choose_validation(
     goes by the hash of its first image.
     """
     train = [(path, e) for path, e in placed if e.split == "train"]
-    hashes = {e.id: _content(path, e, known) for path, e in train}
+    told = patiently(train, "Reading the images once, to choose those of validation")
+    hashes = {e.id: _content(path, e, known) for path, e in told}
     if paired:
         first = {e.stem: hashes[e.id] for _, e in reversed(train)}
         hashes = {e.id: first[e.stem] for _, e in train}

@@ -21,17 +21,17 @@ from __future__ import annotations
 
 import io
 import os
-import queue
 import stat
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -62,6 +62,9 @@ class Limits:
 
 TRAIN = Limits()
 SERVE = Limits(max_bytes=20_000_000, max_pixels=2**24)
+
+
+T = TypeVar("T")
 
 
 class BadImage(DataProblem):
@@ -152,34 +155,38 @@ def describe(data: bytes) -> str:
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = TRAIN.max_bytes) -> bytes:
-    """The bytes of a regular file. Raises BadImage; never blocks on a pipe or a device, nor longer than READ_SECONDS.
+    """The bytes of a regular file. Raises BadImage; blocks on no pipe or device, nor longer than READ_SECONDS."""
+    try:
+        return answered(path, lambda: _bytes_of(path, max_bytes))
+    except _Refused as refused:
+        raise BadImage(escape(path), str(refused)) from None
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadImage(escape(path), f"the file cannot be read ({reason})") from None
 
-    The reading has a thread of its own: a network disk that hangs would hold this one for ever, and nothing can
+
+def answered(path: str | os.PathLike[str], ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises; BadImage where the storage of `path` does not answer within READ_SECONDS.
+
+    The asking has a thread of its own: a network disk that hangs would hold this one for ever, and nothing can
     interrupt it there.
     """
-    name = escape(path)
-    done: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+    done: Future[T] = Future()
 
     def work() -> None:
         try:
-            done.put(_bytes_of(path, max_bytes))
+            done.set_result(ask())
         except BaseException as error:
-            done.put(error)
+            done.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        result = done.get(timeout=READ_SECONDS)
-    except queue.Empty:
+        return done.result(READ_SECONDS)
+    except TimeoutError:
+        if done.done():  # the storage's own
+            raise
         reason = f"the file cannot be read (its storage did not answer for {READ_SECONDS:g} s)"
-        raise BadImage(name, reason) from None
-    if isinstance(result, bytes):
-        return result
-    if isinstance(result, _Refused):
-        raise BadImage(name, str(result))
-    if isinstance(result, (OSError, ValueError, MemoryError)):
-        reason = getattr(result, "strerror", None) or str(result) or type(result).__name__
-        raise BadImage(name, f"the file cannot be read ({reason})")
-    raise result
+        raise BadImage(escape(path), reason) from None
 
 
 def _bytes_of(path: str | os.PathLike[str], max_bytes: int) -> bytes:

@@ -121,9 +121,11 @@ class CycleGAN(Method):
 
     # The game ------------------------------------------------------------------------------------
 
-    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+    def begin(self) -> None:
         if self.config.one_way:
             raise ConfigProblem("cyclegan trains both ways: leave method.one_way out.")
+
+    def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x, y = batch["x_1"], batch["x_2"]
         G, F = self.noisy(self.G, "G", x, step), self.noisy(self.F, "F", y, step)
         fake_y, fake_x = G(x), F(y)

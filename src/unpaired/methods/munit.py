@@ -125,11 +125,15 @@ class MUNIT(Method):
             MultiScale(shape.channels, config.d_dim, config.d_layers, config.d_scales)
             for _ in range(2)
         )
-        self.vgg = load_vgg(config.vgg) if config.lambda_vgg else None
+        self.vgg: nn.Module | None = None
         self.gan_d = losses.lsgan_d if config.gan == "lsgan" else losses.nsgan_d
         self.gan_g = losses.lsgan_g if config.gan == "lsgan" else losses.nsgan_g
 
     # The game --------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        if self.config.lambda_vgg:
+            self.vgg = load_vgg(self.config.vgg).to(next(self.parameters()).device)
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x_1, x_2 = batch["x_1"], batch["x_2"]
@@ -172,7 +176,8 @@ class MUNIT(Method):
         if w.lambda_cyc:
             L["cyc_1"] = w.lambda_cyc * l1(G_1.decode(c_12, own_1), x_1)  # Sec. 5.1
             L["cyc_2"] = w.lambda_cyc * l1(G_2.decode(c_21, own_2), x_2)
-        if self.vgg:
+        if w.lambda_vgg:
+            assert self.vgg, "begin() comes first"
             L["vgg_1"] = w.lambda_vgg * losses.perceptual(self.vgg(x_21), self.vgg(x_2))
             L["vgg_2"] = w.lambda_vgg * losses.perceptual(self.vgg(x_12), self.vgg(x_1))
         loss = torch.stack(list(L.values())).sum()
