@@ -128,6 +128,7 @@ def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
 def test_best_by_a_figure_that_the_method_has_not(tmp_path):
     with pytest.raises(ConfigProblem, match="paired error"):
         fit(tmp_path, "munit", "train.best=paired error")
+    assert not RunFolder(tmp_path).read_log()  # told before the first step
 
 
 def test_evaluating_changes_nothing(tmp_path):

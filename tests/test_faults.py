@@ -485,6 +485,43 @@ def test_T32_no_reader_outlives_its_trainer(tmp_path, monkeypatch, times):
         assert gone([int(path.name[4:]) for path in readers], 15)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_within_5_seconds(tmp_path):
+    """From the start of the process to the first new step, on a machine that does nothing else."""
+    train.fit(config("train.steps=4", "train.log_every=1"), RunFolder(tmp_path), say=str)
+    words = ["train", "--resume", str(tmp_path), "train.steps=1000000"]
+    seconds = []
+    for _ in range(3):
+        before, begun = len(RunFolder(tmp_path).read_log()), time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unpaired", *words], stdout=subprocess.DEVNULL
+        )
+        while len(RunFolder(tmp_path).read_log()) <= before:
+            time.sleep(0.02)
+        seconds.append(time.monotonic() - begun)
+        process.terminate()
+        assert process.wait() == 143
+    assert min(seconds) < 5, seconds
+
+
+@pytest.mark.slow
+def test_checkpoints_cost_under_a_fiftieth_of_the_time(tmp_path):
+    """MUNIT's preset small, a checkpoint every thousand steps, which is the default."""
+    run = tiny.load(None, (), method="munit", preset="small", data={"root": "scenes"})
+    trainer = train.Trainer(run, folder := RunFolder(tmp_path), say=str)
+    folder.create()
+    trainer.begin(False, None, False)
+    tensors, files = next(iter(batches.loader(trainer.batches, 0, 0)))
+    images = batches.to_device(tensors, torch.device("cpu"), batches.View(jitter=None))
+    moments = []
+    for work in [lambda: trainer.play(images, files)] * 3 + [trainer.save] * 3:
+        begun = time.monotonic()
+        work()
+        moments.append(time.monotonic() - begun)
+    step, save = min(moments[:3]), max(moments[3:])
+    assert run.train.save_every == 1000 and save < 0.02 * 1000 * step, (step, save)
+
+
 @pytest.mark.parametrize("name", ["with spaces", "ünïcödé 猫", "new\nline", "-dash", "key=value"])
 def test_T36_odd_names_of_a_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -70,6 +70,7 @@ def training(method, data, *words):
         (translate("nowhere"), 2, ["nowhere", "unpaired train"]),
         (translate("note.txt"), 65, ["note.txt"]),
         (["evaluate", "nowhere"], 2, ["nowhere"]),
+        (["evaluate", "munit", "--seed", "-1"], 2, ["seed"]),
         (["report", "munit", "--out", "no/x.html"], 74, ["no/x.html", "no such file or folder"]),
         (["train", "--resume", "nowhere"], 2, ["nowhere"]),
         (training("munit", "scenes", "--init", "empty"), 2, ["--init", "empty"]),

@@ -282,6 +282,13 @@ class Trainer:
             self.restore()
         elif init is not None:
             self.initialise(init)
+        if (best := run.train.best) != "SWD":  # which every method has
+            few = [x[:4] for x in self.validation()]
+            if best not in (figures := quick_validation(self.method.translator(), few)):
+                raise ConfigProblem(
+                    f"train.best: {run.method.name} has no {best}: {nearest(best, figures)}"
+                )
+            self.method.train()
         if run.train.compile:
             for net in self.optimizers:
                 self.method.get_submodule(net).compile()
@@ -431,10 +438,6 @@ class Trainer:
         earlier = [value for value in before if value is not None]
         self.note({"step": self.step, "figures": {k: round(v, 6) for k, v in figures.items()}})
         self.listen()
-        if name not in figures:
-            raise ConfigProblem(
-                f"train.best: {self.run.method.name} has no {name}: {nearest(name, figures)}"
-            )
         sign = 1 if METRICS[name].better == "higher" else -1
         return all(sign * figures[name] > sign * value for value in earlier)
 

@@ -354,10 +354,14 @@ def linspace(low: float, high: float, steps: int) -> list[float]:
     return torch.linspace(low, high, steps, dtype=torch.float64).tolist()
 
 
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**62:  # room for what is added to it
+        raise ConfigProblem(f"A seed is a whole number from 0 to 2^62 - 1, not {seed}.")
+
+
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
-    if not 0 <= seed < 2**63:
-        raise ConfigProblem(f"A seed is a whole number from 0 to 2^63 - 1, not {seed}.")
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     drawn = [method.sample_style(1, target, generator) for _ in range(n)]
     return torch.cat([s for s in drawn if s is not None])

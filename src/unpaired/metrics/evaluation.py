@@ -51,7 +51,7 @@ from unpaired.metrics.rows import (
 from unpaired.metrics.table import metric
 from unpaired.metrics.validation import CHUNK, effective_number
 from unpaired.progress import say
-from unpaired.translator import Translator
+from unpaired.translator import Translator, check_seed
 
 FORMAT = "unpaired metrics 1"
 
@@ -85,6 +85,7 @@ def evaluate(
     begun = time.monotonic()
     if protocol not in PROTOCOLS:
         raise ConfigProblem(f"--protocol: there is no '{protocol}': {nearest(protocol, PROTOCOLS)}")
+    check_seed(seed)
     translator = Translator.load(run)
     path = Path(run)
     folder = RunFolder(path) if path.is_dir() else None
