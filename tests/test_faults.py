@@ -506,7 +506,7 @@ def test_a_run_goes_on_within_5_seconds(tmp_path):
 
 @pytest.mark.slow
 def test_checkpoints_cost_under_a_fiftieth_of_the_time(tmp_path):
-    """MUNIT's preset small, a checkpoint every thousand steps, which is the default."""
+    """MUNIT's preset small, and its interval."""
     run = tiny.load(None, (), method="munit", preset="small", data={"root": "scenes"})
     trainer = train.Trainer(run, folder := RunFolder(tmp_path), say=str)
     folder.create()
@@ -519,7 +519,7 @@ def test_checkpoints_cost_under_a_fiftieth_of_the_time(tmp_path):
         work()
         moments.append(time.monotonic() - begun)
     step, save = min(moments[:3]), max(moments[3:])
-    assert run.train.save_every == 1000 and save < 0.02 * 1000 * step, (step, save)
+    assert save < 0.02 * run.train.save_every * step, (step, save)
 
 
 @pytest.mark.parametrize("name", ["with spaces", "ünïcödé 猫", "new\nline", "-dash", "key=value"])
