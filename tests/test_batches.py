@@ -12,7 +12,7 @@ from PIL import Image
 from unpaired import train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
-from unpaired.data.batches import Batches, FilePictures, luminance, mirrored, to_device
+from unpaired.data.batches import Batches, FilePictures, luminance, mirrored, spread, to_device
 from unpaired.data.datasets import open_dataset
 from unpaired.data.folders import scan
 from unpaired.errors import DataProblem
@@ -306,3 +306,8 @@ def test_T17_a_run_keeps_what_it_is_made_of(two, tmp_path, capsys):
     assert main(words) == 2  # the folder holds a run
     assert "--fresh" in capsys.readouterr().err
     assert main([*words, "--fresh"]) == 0
+
+
+def test_spread_covers_all_kinds_of_sorted_images():
+    assert spread(5, 50) == [5, 15, 25, 35, 45]
+    assert spread(3, 3) == [0, 1, 2] and sorted(spread(4, 2)) == [0, 0, 1, 1]

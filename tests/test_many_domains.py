@@ -9,7 +9,7 @@ from unpaired import Translator, translator
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.config import load
-from unpaired.data.batches import Batches
+from unpaired.data.batches import Batches, spread
 from unpaired.data.check import check
 from unpaired.data.datasets import open_dataset
 from unpaired.data.scenes import Scenes
@@ -152,11 +152,12 @@ def test_the_sample_matrix_has_sources_in_rows_and_references_in_columns(run, mo
     translator.sample_sheets(t.method, dataset, t.run, rows=3, styles=4)
     title, (top, *lines) = next(d for d in drawn if "to neon" in d[0] and "top row" in d[0])
     neon = dataset.splits["val"][t.domains.index("neon")]
-    references = [neon.read(len(neon) - 1 - i) for i in range(4)]
+    references = [neon.read(i) for i in spread(4, len(neon))]
     assert top[0] is None and len(lines) == 3 and all(len(line) == 5 for line in lines)
     for j, line in enumerate(lines):
         domain = ("outline", "painted")[j % 2]
-        source = dataset.splits["val"][t.domains.index(domain)].read(j // 2)
+        images = dataset.splits["val"][t.domains.index(domain)]
+        source = images.read(spread(3, len(images))[j])
         small = [np.asarray(image.resize((32, 32), Image.Resampling.NEAREST)) for image in line]
         assert np.array_equal(small[0], source)
         for i, reference in enumerate(references):

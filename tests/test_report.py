@@ -87,3 +87,31 @@ def test_what_is_no_run_is_told(runs, tmp_path, capsys):
     words = [str(tmp_path / "model.safetensors"), str(runs / "munit"), "--out", str(tmp_path / "r")]
     assert main(["report", *words]) == 2
     assert "where its images are" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_components_that_change_most_come_first(monkeypatch):
+    """Each strip says its component and how much it changes; those left out are told."""
+
+    class Model:
+        domains = ["a", "b"]
+
+        def index(self, name):
+            return self.domains.index(name)
+
+        def components(self, target, source):
+            return report.COMPONENTS + 2
+
+        def sweep(self, array, to, k, steps=9, source=None):
+            ends = np.linspace(0, 10 * k, steps)
+            return [Image.new("L", (8, 8), int(e)) for e in ends]
+
+    words, sheets = [], []
+    monkeypatch.setattr(report, "label", lambda text, size: words.append(text))
+    monkeypatch.setattr(
+        report, "sheet", lambda rows, **kw: sheets.append(rows) or Image.new("L", (8, 8))
+    )
+    text = report.components("dsm", Model(), np.zeros((8, 8, 3)), "a", "b")
+    last = report.COMPONENTS + 1
+    assert words[0] == f"{last}\n{10 * last / 255:.3f}" and len(words) == report.COMPONENTS
+    assert [len(row) for row in sheets[0]] == [report.STEPS + 1] * report.COMPONENTS
+    assert f"2 more change at most {10 / 255:.3f}" in text

@@ -55,6 +55,14 @@ def sheet(
     return page
 
 
+def label(text: str, size: tuple[int, int]) -> Image.Image:
+    """A cell of a sheet with words in it."""
+    cell = Image.new("RGB", size, PAPER)
+    font = ImageFont.load_default(size=max(10, min(16, size[0] // 6)))
+    ImageDraw.Draw(cell).multiline_text((0, size[1] // 4), text, INK, font)
+    return cell
+
+
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
     """Sheets under one another."""
     page = Image.new(

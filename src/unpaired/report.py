@@ -17,16 +17,16 @@ from torch import Tensor
 
 from unpaired import page
 from unpaired.checkpoint import RunFolder, write_atomic
-from unpaired.data.batches import Pictures, middle
+from unpaired.data.batches import Pictures, middle, spread
 from unpaired.data.datasets import Dataset, open_dataset
 from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem
 from unpaired.metrics.images import saved_run
 from unpaired.metrics.table import metric
-from unpaired.pictures import enlarged, sheet
+from unpaired.pictures import enlarged, label, sheet
 from unpaired.translator import Translator
 
-INPUTS, STYLES, STEPS, COMPONENTS = 4, 5, 7, 8
+INPUTS, STYLES, STEPS, COMPONENTS = 4, 5, 7, 12
 NEAR = 32  # side at which images are compared with training images
 WIDE = (
     "<style>.runs { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 1rem }"
@@ -157,8 +157,9 @@ def one(
     """A run's sheet, its strips of interpolated styles and of components, and its outputs' neighbours."""
     a, b = t.index(source), t.index(target)
     ways = t.method.styles(a, b)
-    arrays = [inputs.read(i) for i in range(min(INPUTS, len(inputs)))]
-    said = [references.read(i) for i in range(min(STYLES, len(references)))]
+    arrays = [inputs.read(i) for i in spread(min(INPUTS, len(inputs)), len(inputs))]
+    few = spread(min(STYLES, len(references)), len(references))
+    said = [references.read(i) for i in few]
     rows: list[list[Image.Image | None]] = []
     first: list[Image.Image] = []
     for array in arrays:
@@ -175,12 +176,8 @@ def one(
         parts.append(
             picture(sheet([[*map(enlarged, line)]], set_apart=0), f"{name}: between styles")
         )
-    if t.run.method.name == "dsm" and "latent" in ways:
-        strips: list[list[Image.Image | None]] = [
-            [*map(enlarged, t.sweep(arrays[0], target, k, steps=STEPS, source=source))]
-            for k in range(min(t.components(b, a), COMPONENTS))
-        ]
-        parts.append(picture(sheet(strips, set_apart=0), f"{name}: one component a row"))
+    if "latent" in ways and source == first_source(t, target):
+        parts.append(components(name, t, arrays[0], source, target))
     near = neighbours(first, train)
     pairs: list[list[Image.Image | None]] = [
         [*map(enlarged, first)],
@@ -189,6 +186,36 @@ def one(
     caption = f"{name}: outputs, and below the nearest training images of {target} (equal ones: memorised)"
     parts.append(picture(sheet(pairs, set_apart=0), caption))
     return f"<div>{''.join(parts)}</div>"
+
+
+def first_source(t: Translator, target: str) -> str:
+    """Where a target is shown from when once is enough."""
+    return next(d for d in t.domains if d != target)
+
+
+def components(name: str, t: Translator, array: np.ndarray, source: str, target: str) -> str:
+    """A strip for each component of a style that changes an image the most, and how much it does."""
+    n = t.components(t.index(target), t.index(source))
+    moved = [
+        [
+            np.asarray(image, np.float32)
+            for image in t.sweep(array, target, k, steps=2, source=source)
+        ]
+        for k in range(n)
+    ]
+    change = [float(np.abs(high - low).mean()) / 255 for low, high in moved]
+    order = sorted(range(n), key=lambda k: -change[k])
+    strips: list[list[Image.Image | None]] = []
+    for k in order[:COMPONENTS]:
+        images = [*map(enlarged, t.sweep(array, target, k, steps=STEPS, source=source))]
+        strips.append([label(f"{k}\n{change[k]:.3f}", images[0].size), *images])
+    rest = order[COMPONENTS:]
+    left = f" {len(rest)} more change at most {change[rest[0]]:.3f}." if rest else ""
+    caption = (
+        f"{name}: components of a style, the one that changes most on top, from -2 to 2 standard deviations; at the "
+        f"left its number and the mean change of a pixel from end to end, of a range of 1.{left}"
+    )
+    return picture(sheet(strips, set_apart=1), caption)
 
 
 def neighbours(outputs: Sequence[Image.Image], train: Pictures) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ from unpaired.data.batches import (
     check_layout,
     loader,
     middle,
+    spread,
     to_device,
 )
 from unpaired.data.cache import ImageCache
@@ -442,7 +443,7 @@ class Trainer:
         return all(sign * figures[name] > sign * value for value in earlier)
 
     def validation(self) -> list[Tensor]:
-        """The middles of the first validation images of each domain, of training images where there are none."""
+        """The middles of some validation images of each domain, of training images where there are none."""
         run, splits = self.run, self.dataset.splits
         sides = splits["val"] if all(len(p) for p in splits["val"]) else splits["train"]
         most = min(VALIDATION_IMAGES, max(2, VALIDATION_TOTAL // len(sides)))
@@ -450,9 +451,9 @@ class Trainer:
         if self.method.layout == "paired":
             n = [min(n)] * len(n)
         return [
-            torch.cat([middle(p.read(i), run.data.hw, run.data.channels) for i in range(k)]).to(
-                self.fabric.device, memory_format=torch.channels_last
-            )
+            torch.cat(
+                [middle(p.read(i), run.data.hw, run.data.channels) for i in spread(k, len(p))]
+            ).to(self.fabric.device, memory_format=torch.channels_last)
             for p, k in zip(sides, n, strict=True)
         ]
 

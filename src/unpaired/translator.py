@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from os import PathLike
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from unpaired.checkpoint import load_model
 from unpaired.config import Run, nearest, resolve
-from unpaired.data.batches import covering, luminance
+from unpaired.data.batches import covering, luminance, spread
 from unpaired.data.datasets import Dataset
 from unpaired.data.intake import TRAIN, escape, read_image, upright_rgb
 from unpaired.errors import ConfigProblem, DataProblem, Problem
@@ -405,10 +406,11 @@ def sample_sheets(
     for target in sorted({i * K // SHEET_DOMAINS for i in range(SHEET_DOMAINS)}):
         to = dataset.domains[target]
         others = [d for d in range(len(dataset.domains)) if d != target] or [target]
-        inputs = [(others[i % len(others)], i // len(others)) for i in range(rows)]
-        references = [
-            pictures[target].read((-1 - i) % len(pictures[target])) for i in range(styles)
+        inputs = [
+            (s, spread(rows, len(pictures[s]))[i])
+            for i, s in enumerate(itertools.islice(itertools.cycle(others), rows))
         ]
+        references = [pictures[target].read(i) for i in spread(styles, len(pictures[target]))]
         try:
             ways = method.styles(inputs[0][0], target)
         except Problem:
@@ -430,7 +432,7 @@ def sample_sheets(
                     continue
                 codes, columns = torch.cat(list(means.values())).to(t.device), ("", *means)
             for source, index in inputs:
-                array = pictures[source].read(index % len(pictures[source]))
+                array = pictures[source].read(index)
                 x = t.prepare(array)
                 outputs = t.render(x, source, target, codes)
                 lines.append([enlarged(t.shown(array)), *(enlarged(o) for o in outputs)])

@@ -349,6 +349,11 @@ def mirrored(image: np.ndarray) -> np.ndarray:
     return torch.from_numpy(np.require(image, requirements="W")).flip(1).numpy()
 
 
+def spread(n: int, total: int) -> list[int]:
+    """`n` of `total` places, evenly: sorted images of one kind lie side by side. Some are named twice if n > total."""
+    return [(2 * i + 1) * total // (2 * n) for i in range(n)]
+
+
 def middle(image: np.ndarray, size: tuple[int, int], channels: int = 3) -> Tensor:
     """The middle of (H, W, 3) uint8, as (1, C, h, w) in [-1, 1]."""
     y, x = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
