@@ -67,7 +67,7 @@ def trained(run: Path, *words: object, minutes: float) -> int:
             if run.is_dir():
                 clock.write_text(json.dumps(spent + time.monotonic() - begun))
         if code not in (0, *STOPPED):
-            raise SystemExit(code)
+            raise SystemExit(f"Training {run} ended with code {code}.")
     return int(status(run)["step"])
 
 
@@ -82,7 +82,9 @@ def measured(run: Path, step: int, *words: object) -> Mapping[str, Any]:
     file = run / "metrics.json"
     if not file.exists() or json.loads(file.read_text())["step"] != step:
         if code := start("evaluate", run, *words).wait():
-            raise SystemExit(code)
+            raise SystemExit(
+                f"Measuring {run} ended with code {code}: the same command goes on from here."
+            )
     return json.loads(file.read_text())
 
 
