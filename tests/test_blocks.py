@@ -3,8 +3,11 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
-from unpaired.networks.blocks import reflect, up_conv
+from unpaired.networks import blocks
+from unpaired.networks.blocks import Conv, UpConv, reflect, up_conv
+from unpaired.networks.memory import padded
 from unpaired.networks.norms import InstanceNorm, LayerNorm, StandardiseLayer, adain
 from unpaired.networks.patch import MultiScale
 
@@ -47,7 +50,7 @@ def plain_layer_norm(x, beta, gamma, eps=1e-5):
     "plain, ours, numbers",
     [
         (plain_adain, adain, (2, 5)),
-        (plain_layer_norm, lambda x, b, g: StandardiseLayer.apply(x, b, g, 1e-5), (5,)),
+        (plain_layer_norm, lambda x, b, g: StandardiseLayer.apply(x, b, g, 1e-5, None), (5,)),
     ],
 )
 def test_norms_are_their_formulas(plain, ours, numbers, layout):
@@ -68,6 +71,27 @@ def test_norms_are_their_formulas(plain, ours, numbers, layout):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [InstanceNorm, LayerNorm])
+def test_blocks_are_the_plain_chain(kind, monkeypatch):
+    """Same values and gradients as the plain chain."""
+    generator = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(
+        *(Conv(4, 4, 3, 1, 1, kind, torch.nn.ReLU()) for _ in range(3)),
+        UpConv(4, 4, kind, torch.nn.ReLU()),
+    ).double()
+    x = torch.randn(2, 4, 26, 26, generator=generator, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *net.parameters()]
+    found = net(x)
+    ours = torch.autograd.grad(found.square().sum(), inputs, allow_unused=True)
+    monkeypatch.setattr(blocks, "padded", lambda x, pad, conv: conv(pad(x)))
+    monkeypatch.setattr(blocks, "finished", lambda y, norm, activation: activation(norm(y)))
+    expected = net(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    plain = torch.autograd.grad(expected.square().sum(), inputs, allow_unused=True)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 def test_norms_of_a_blank_map_have_gradients():
@@ -94,3 +118,48 @@ def test_a_discriminator_of_any_width_hears_its_images(dim):
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     (scores,) = D(x)
     assert scores.std() > 2e-3
+
+
+def kept(net, x):
+    """How much is kept for the backward pass, and the output, in maps of the size of `x`."""
+    net(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as noted:
+        y = net(x)
+    assert y.requires_grad
+    return sum(e.self_cpu_memory_usage for e in noted.key_averages()) / x.nbytes
+
+
+def test_a_padded_map_is_made_again_and_can_be_derived_twice():
+    weight = torch.randn(3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+    calls = []
+
+    def pad(t):
+        calls.append(t)
+        return reflect(t, 1)
+
+    def f(x, weight):
+        return padded(x, pad, lambda t: F.conv2d(t, weight))
+
+    y = f(x, weight)
+    assert len(calls) == 1
+    y.sum().backward()
+    assert len(calls) == 2  # not kept
+    assert torch.autograd.gradcheck(f, (x, weight)) and torch.autograd.gradgradcheck(f, (x, weight))
+    with torch.no_grad():
+        assert torch.equal(f(x, weight), y)
+
+
+def test_behind_a_norm_nothing_but_the_norms_input_is_kept():
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
+    net = torch.nn.Sequential(
+        *(Conv(8, 8, 3, 1, 1, InstanceNorm, torch.nn.ReLU()) for _ in range(4))
+    )
+    assert kept(net, x) < 4 + 1 + 0.1  # where each convolution, norm and ReLU would keep one: 12.5
+
+
+def test_leaky_relu_without_a_norm_keeps_one_map():
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
+    leaky = torch.nn.LeakyReLU(0.2, inplace=True)
+    net = torch.nn.Sequential(*(Conv(8, 8, 3, 1, 1, activation=leaky) for _ in range(4)))
+    assert kept(net, x) < 4 + 0.1  # the last one is the output

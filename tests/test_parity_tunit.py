@@ -214,10 +214,10 @@ class Parity:
             outputs[f"G.cnt_encoder.model.{i}"] = taken[f"G.encoder.{i}"][1]
         outputs[f"G.cnt_encoder.model.{n + 1}"] = taken["G.encoder"][1]
         outputs["G.mlp_of_sty"] = taken["G.decoder.mlp"][1]
-        outputs[up.format(0)] = taken["G.decoder.up.0"][0][:, :, ::2, ::2]  # before the resizing
+        outputs[up.format(0)] = taken["G.decoder.up.0"][0]
         for i in range(n):
-            outputs[up.format(1 + 2 * i)] = taken[f"G.decoder.up.{i}"][0]
-            outputs[up.format(2 + 2 * i)] = taken[f"G.decoder.up.{i}"][1].relu()
+            small, outputs[up.format(2 + 2 * i)] = taken[f"G.decoder.up.{i}"]
+            outputs[up.format(1 + 2 * i)] = torch.nn.functional.interpolate(small, scale_factor=2)
         outputs[up.format(1 + 2 * n)] = image
 
         scores = m.D(x, torch.tensor([0, 3, 1, 2]))

@@ -39,7 +39,8 @@ from torch.nn import functional as F
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
-from unpaired.networks.blocks import reflect
+from unpaired.networks.blocks import reflect, reflected
+from unpaired.networks.memory import without
 from unpaired.networks.norms import InstanceNorm, adain
 from unpaired.networks.resnet import gaussian
 
@@ -212,8 +213,8 @@ class Norm(InstanceNorm):
     def __init__(self, c: int) -> None:
         super().__init__(c, affine=True)
 
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        return super().forward(x)
+    def forward(self, x: Tensor, z: Tensor | None = None, *, slope: float | None = None) -> Tensor:
+        return super().forward(x, slope=slope)
 
 
 class ConditionalNorm(nn.Module):
@@ -226,12 +227,14 @@ class ConditionalNorm(nn.Module):
         super().__init__()
         self.scale, self.shift = nn.Conv2d(z_dim, c, 1), nn.Conv2d(z_dim, c, 1)
 
-    def forward(self, x: Tensor, z: Tensor, eps: float = 1e-5) -> Tensor:
+    def forward(
+        self, x: Tensor, z: Tensor, eps: float = 1e-5, *, slope: float | None = None
+    ) -> Tensor:
         z = z[:, :, None, None]
         scale, shift = F.relu(self.scale(z)).flatten(1), F.relu(self.shift(z)).flatten(1)
         n = x.shape[2] * x.shape[3]
         share = (n - 1) / n  # of the unbiased variance that is the population's
-        return adain(x, shift, scale * share**0.5, eps * share)
+        return adain(x, shift, scale * share**0.5, eps * share, slope)
 
 
 class Generator(nn.Module):
@@ -265,10 +268,10 @@ class Generator(nn.Module):
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         x = reflect(x, 3)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.relu(norm(conv(x), z))
+            x = norm(without(x, conv), z, slope=0.0)
             for block in self.residuals if i == 2 else ():
                 x = block(x, z)
-        return self.rgb(x).tanh()
+        return without(x, self.rgb).tanh()
 
 
 class Block(nn.Module):
@@ -280,9 +283,9 @@ class Block(nn.Module):
         self.norm_1, self.norm_2 = norm(c) if norm else None, Norm(c)
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
-        h = self.conv_1(reflect(x, 1))
-        h = F.relu(self.norm_1(h, z) if self.norm_1 else h)
-        return F.relu(x + self.norm_2(self.conv_2(reflect(h, 1))))
+        h = reflected(x, 1, self.conv_1)
+        h = self.norm_1(h, z, slope=0.0) if self.norm_1 else F.relu(h)
+        return F.relu(x + self.norm_2(reflected(h, 1, self.conv_2)))
 
 
 class Encoder(nn.Module):

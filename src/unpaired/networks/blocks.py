@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unpaired.networks.memory import finished, padded, without
 from unpaired.networks.norms import InstanceNorm, adain
 
 
@@ -31,7 +32,7 @@ class Conv(nn.Module):
         self.activation = activation or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(reflect(x, self.padding))))
+        return finished(reflected(x, self.padding, self.conv), self.norm, self.activation)
 
 
 class UpConv(Conv):
@@ -49,7 +50,8 @@ class UpConv(Conv):
         super().__init__(c_in, c_out, 5, 1, 2, norm, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(up_conv(x, self.conv.weight, self.conv.bias)))
+        y = up_conv(x, self.conv.weight, self.conv.bias)
+        return finished(y, self.norm, self.activation)
 
 
 def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,7 +60,11 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Maps below 24 pixels have too much border for it to pay.
     """
     if min(x.shape[2:]) < 24:
-        return F.conv2d(reflect(F.interpolate(x, scale_factor=2), 2), weight, bias)
+        return padded(
+            x,
+            lambda t: reflect(F.interpolate(t, scale_factor=2), 2),
+            lambda t: F.conv2d(t, weight, bias),
+        )
     # Each phase of the large map is a 3x3 convolution of the small one, as if padded by repetition: its taps are sums.
     taps = weight.new_tensor(
         [
@@ -70,10 +76,13 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     phases = weight.reshape(o * c, 25) @ torch.einsum("pik,qjl->klpqij", taps, taps).reshape(25, 36)
     phases = phases.view(o, c, 4, 9).transpose(1, 2).reshape(4 * o, c, 3, 3)
     phases = phases.contiguous(memory_format=torch.channels_last)
-    small = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    y = F.pixel_shuffle(
-        F.conv2d(small, phases, None if bias is None else bias.repeat_interleave(4)), 2
+    biases = None if bias is None else bias.repeat_interleave(4)
+    y = padded(
+        x,
+        lambda t: F.pad(t, (1, 1, 1, 1), mode="replicate"),
+        lambda t: F.conv2d(t, phases, biases),
     )
+    y = F.pixel_shuffle(y, 2)
 
     # Reflection differs from repetition only in the outermost padding, which only the outermost pixels see, by one tap.
     def row(outer: Tensor, inner: Tensor, tap: Tensor) -> Tensor:
@@ -119,8 +128,21 @@ class AdaINResidual(nn.Module):
 
     def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
         shift_1, scale_1, shift_2, scale_2 = numbers.chunk(4, dim=1)  # the shift comes first
-        h = F.relu(adain(self.conv_1(reflect(x, 1)), shift_1, scale_1))
-        return x + adain(self.conv_2(reflect(h, 1)), shift_2, scale_2)
+        h = adain(reflected(x, 1, self.conv_1), shift_1, scale_1, slope=0.0)
+        return x + adain(reflected(h, 1, self.conv_2), shift_2, scale_2)
+
+
+class Chain(nn.Sequential):
+    """Convolution, norm and activation, of which the norm's input alone is kept for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, activation = self
+        return finished(without(x, conv), norm, activation)
+
+
+def reflected(x: Tensor, n: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
+    """conv(reflect(x, n))."""
+    return padded(x, lambda t: reflect(t, n), conv) if n else without(x, conv)
 
 
 def reflect(x: Tensor, n: int) -> Tensor:

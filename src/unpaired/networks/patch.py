@@ -30,7 +30,7 @@ class MultiScale(nn.Module):
     def _scale(channels: int, dim: int, layers: int) -> nn.Sequential:
         widths = [channels] + [dim * 2**i for i in range(layers)]
         convs = [
-            Conv(a, b, 4, stride=2, padding=1, activation=nn.LeakyReLU(0.2))
+            Conv(a, b, 4, stride=2, padding=1, activation=nn.LeakyReLU(0.2, inplace=True))
             for a, b in zip(widths, widths[1:], strict=False)
         ]
         return nn.Sequential(*convs, nn.Conv2d(widths[-1], 1, 1))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from unpaired.networks.blocks import Chain
 from unpaired.networks.norms import InstanceNorm
 from unpaired.networks.resnet import gaussian
 
@@ -25,13 +26,15 @@ class PatchGAN(nn.Sequential):
         norm: Callable[[int], nn.Module] = InstanceNorm,
     ) -> None:
         widths = [dim * min(2**i, 8) for i in range(layers + 1)]
-        blocks = [nn.Sequential(nn.Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2))]
+        blocks: list[nn.Module] = [
+            nn.Sequential(nn.Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True))
+        ]
         for i in range(layers):
             stride = 2 if i < layers - 1 else 1
             conv = nn.Conv2d(
                 widths[i], widths[i + 1], 4, stride, 1, bias=norm is not nn.BatchNorm2d
             )
-            blocks.append(nn.Sequential(conv, norm(widths[i + 1]), nn.LeakyReLU(0.2)))
+            blocks.append(Chain(conv, norm(widths[i + 1]), nn.LeakyReLU(0.2, inplace=True)))
         super().__init__(*blocks, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         gaussian(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from unpaired.networks.blocks import Conv, Residual
+from unpaired.networks.blocks import Chain, Conv, Residual
 from unpaired.networks.norms import InstanceNorm
 
 
@@ -32,12 +32,12 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _down(c_in: int, c_out: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), InstanceNorm(c_out), nn.ReLU())
+        return Chain(nn.Conv2d(c_in, c_out, 3, 2, 1), InstanceNorm(c_out), nn.ReLU())
 
     @staticmethod
     def _up(c_in: int, c_out: int) -> nn.Sequential:
         conv = nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1)
-        return nn.Sequential(conv, InstanceNorm(c_out), nn.ReLU())
+        return Chain(conv, InstanceNorm(c_out), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rgb(self.up(self.residuals(self.down(x))))

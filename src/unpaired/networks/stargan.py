@@ -8,12 +8,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unpaired.errors import ConfigProblem
 from unpaired.networks.blocks import kaiming
+from unpaired.networks.memory import leaky_relu, padded, without
 from unpaired.networks.norms import InstanceNorm, adain
 
+SLOPE = 0.2  # of leaky ReLU
 SMALLEST = 16  # px, the side of the content: the least that the generator can halve to
 
 
@@ -53,14 +54,15 @@ class Decoder(nn.Module):
         )
         self.rgb = nn.Sequential(
             InstanceNorm(widths[0], affine=True),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(SLOPE),
             nn.Conv2d(widths[0], channels, 1),
         )
 
     def forward(self, c: Tensor, s: Tensor) -> Tensor:
         for block in self.blocks:
             c = block(c, s)
-        return self.rgb(c)
+        norm, _, conv = self.rgb
+        return without(norm(c, slope=SLOPE), conv)
 
 
 class Mapping(nn.Module):
@@ -128,9 +130,13 @@ class Down(nn.Module):
         self.pool = pool or nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.pool(self.conv_1(F.leaky_relu(self.norm_1(x), 0.2)))
-        h = self.conv_2(F.leaky_relu(self.norm_2(h), 0.2))
+        h = self.pool(without(self.activated(self.norm_1, x), self.conv_1))
+        h = without(self.activated(self.norm_2, h), self.conv_2)
         return (self.skip(self.pool(x)) + h) / math.sqrt(2)  # pooled first: a quarter of the work
+
+    @staticmethod
+    def activated(norm: nn.Module, x: Tensor) -> Tensor:
+        return leaky_relu(x, SLOPE) if isinstance(norm, nn.Identity) else norm(x, slope=SLOPE)
 
 
 class Up(nn.Module):
@@ -148,15 +154,15 @@ class Up(nn.Module):
         self.resize = nn.Upsample(scale_factor=scale) if scale > 1 else nn.Identity()
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        h = self.conv_1(self.resize(F.leaky_relu(modulate(x, self.style_1(s)), 0.2)))
-        h = self.conv_2(F.leaky_relu(modulate(h, self.style_2(s)), 0.2))
+        h = padded(modulate(x, self.style_1(s), SLOPE), self.resize, self.conv_1)
+        h = without(modulate(h, self.style_2(s), SLOPE), self.conv_2)
         return (self.resize(self.skip(x)) + h) / math.sqrt(2)
 
 
-def modulate(x: Tensor, numbers: Tensor) -> Tensor:
-    """AdaIN with (B, 2C) numbers: the scale, to which 1 is added, comes first."""
+def modulate(x: Tensor, numbers: Tensor, slope: float | None = None) -> Tensor:
+    """AdaIN with (B, 2C) numbers: the scale, to which 1 is added, comes first. With a `slope`, leaky ReLU of it."""
     scale, shift = numbers.chunk(2, dim=1)
-    return adain(x, shift, 1 + scale)
+    return adain(x, shift, 1 + scale, slope=slope)
 
 
 def trunk(channels: int, widths: Sequence[int]) -> nn.Sequential:
@@ -164,9 +170,9 @@ def trunk(channels: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, widths[0], 3, padding=1),
         *(Down(a, b) for a, b in zip(widths, widths[1:], strict=False)),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(SLOPE),
         nn.Conv2d(widths[-1], widths[-1], 4),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(SLOPE),
     )
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from unpaired.method import fp32
 from unpaired.networks.blocks import Conv, Residual, kaiming, reflect
+from unpaired.networks.memory import padded
 from unpaired.networks.norms import InstanceNorm, adain
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -133,22 +134,29 @@ class Decoder(nn.Module):
     def forward(self, c: Tensor, s: Tensor) -> Tensor:
         parts = self.mlp(s).split(self.numbers, dim=1)
         for i in (0, 2):
-            h = F.relu(self.residuals[i](c, parts[i]))
+            h = self.residuals[i](c, parts[i], slope=0.0)
             c = c + 0.1 * self.residuals[i + 1](h, parts[i + 1])
         for conv, part in zip(self.up, parts[4:], strict=True):
-            c = F.relu(conv(F.interpolate(c, scale_factor=2), part))
+            c = conv(c, part, enlarge=2, slope=0.0)
         return self.rgb(c)
 
 
 class StyleConv(nn.Conv2d):
-    """Reflection padding, convolution, AdaIN by (B, 2C) numbers, the shift first."""
+    """Nearest up-sampling, reflection padding, convolution, AdaIN by (B, 2C) numbers, the shift first, activation."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__(c_in, c_out, kernel)
 
-    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, numbers: Tensor, enlarge: int = 1, slope: float | None = None
+    ) -> Tensor:
         shift, scale = numbers.chunk(2, dim=1)
-        return adain(super().forward(reflect(x, self.kernel_size[0] // 2)), shift, scale)
+
+        def pad(t: Tensor) -> Tensor:
+            t = F.interpolate(t, scale_factor=enlarge) if enlarge > 1 else t
+            return reflect(t, self.kernel_size[0] // 2)
+
+        return adain(padded(x, pad, super().forward), shift, scale, slope=slope)
 
 
 class Discriminator(nn.Module):
