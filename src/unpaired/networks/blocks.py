@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +58,9 @@ class UpConv(Conv):
 def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv2d(reflect(nearest(x, 2), 2), weight, bias) for a 5x5 kernel and maps of at least 2x2, to rounding.
 
-    Maps below 24 pixels have too much border for it to pay.
+    Maps below 8 pixels have too much border for it to pay.
     """
-    if min(x.shape[2:]) < 24:
+    if min(x.shape[2:]) < 8:
         return padded(
             x,
             lambda t: reflect(F.interpolate(t, scale_factor=2), 2),
@@ -74,15 +75,14 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     )  # (phase, tap of the 3, tap of the 5)
     o, c = weight.shape[:2]
     phases = weight.reshape(o * c, 25) @ torch.einsum("pik,qjl->klpqij", taps, taps).reshape(25, 36)
-    phases = phases.view(o, c, 4, 9).transpose(1, 2).reshape(4 * o, c, 3, 3)
+    phases = phases.view(o, c, 4, 9).permute(2, 0, 1, 3).reshape(4 * o, c, 3, 3)
     phases = phases.contiguous(memory_format=torch.channels_last)
-    biases = None if bias is None else bias.repeat_interleave(4)
+    biases = None if bias is None else bias.repeat(4)
     y = padded(
         x,
         lambda t: F.pad(t, (1, 1, 1, 1), mode="replicate"),
         lambda t: F.conv2d(t, phases, biases),
     )
-    y = F.pixel_shuffle(y, 2)
 
     # Reflection differs from repetition only in the outermost padding, which only the outermost pixels see, by one tap.
     def row(outer: Tensor, inner: Tensor, tap: Tensor) -> Tensor:
@@ -91,17 +91,43 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(change, tap[:, :, None])
 
     def column(outer: Tensor, inner: Tensor, tap: Tensor) -> Tensor:
-        change = F.interpolate(inner - outer, scale_factor=(2.0, 1.0))
-        return F.conv2d(
-            F.pad(F.pad(change, (0, 0, 1, 1), "replicate"), (0, 0, 1, 1)), tap[..., None]
-        )
+        change = F.interpolate((inner - outer).transpose(2, 3), scale_factor=(1.0, 2.0))
+        change = F.pad(F.pad(change, (1, 1, 0, 0), "replicate"), (1, 1, 0, 0))
+        return F.conv2d(change, tap[:, :, None]).transpose(2, 3)  # lying: three times faster
 
     left = column(x[..., :1], x[..., 1:2], weight[..., 0])
     right = column(x[..., -1:], x[..., -2:-1], weight[..., 4])
     top = row(x[:, :, :1], x[:, :, 1:2], weight[:, :, 0])
     bottom = row(x[:, :, -1:], x[:, :, -2:-1], weight[:, :, 4])
-    y = torch.cat([y[..., :1] + left, y[..., 1:-1], y[..., -1:] + right], 3)
-    return torch.cat([y[:, :, :1] + top, y[:, :, 1:-1], y[:, :, -1:] + bottom], 2)
+    return Framed.apply(y, left, right, top, bottom)
+
+
+class Framed(torch.autograd.Function):
+    """Four maps, one for each pixel of 2x2, as one, and columns and rows added to its edges.
+
+    (B, 4 C, H, W) -> (B, C, 2 H, 2 W), channels last. `F.pixel_shuffle` has the four of a channel side by side, which
+    makes its gradient slow; slices that are added and joined again are copies of the map.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor
+    ) -> Tensor:
+        b, c, h, w = y.shape
+        pairs = y.permute(0, 2, 3, 1).reshape(b, h, w, 2, c // 2).transpose(2, 3)
+        y = pairs.reshape(b, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
+        y[..., :1] += left
+        y[..., -1:] += right
+        y[:, :, :1] += top
+        y[:, :, -1:] += bottom
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        b, c, h, w = g.shape
+        pairs = g.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2 * c).transpose(2, 3)
+        four = pairs.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+        return four, g[..., :1], g[..., -1:], g[:, :, :1], g[:, :, -1:]
 
 
 class Residual(nn.Module):

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LEAST = 2**20  # bytes of a map from which it pays: below, time goes into calls and not into memory
 Map = Callable[[Tensor], Tensor]
 
 
 def remade(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """`y`, of which `without` knows that `make` gives it again."""
-    if y.grad_fn is not None and not torch.compiler.is_compiling():
+    if y.nbytes >= LEAST and y.grad_fn is not None and not torch.compiler.is_compiling():
         y.again = make  # type: ignore[attr-defined]
     return y
 
@@ -43,7 +44,7 @@ def without(x: Tensor, conv: Map) -> Tensor:
 
 def padded(x: Tensor, pad: Map, conv: Map) -> Tensor:
     """conv(pad(x)), for which autograd keeps `x` at most. `pad` may enlarge too: its gradient needs no values."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if x.nbytes < LEAST or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return conv(pad(x))
     device, again = x.device, getattr(x, "again", x.detach)
 
