@@ -60,9 +60,7 @@ def test_maps_that_are_made_again_change_nothing(name, monkeypatch):
         monkeypatch.setattr(memory, "LEAST", least)
         torch.manual_seed(0)
         method = tiny.build(name)[0].double()
-        batch = {
-            k: x.double() if x.is_floating_point() else x for k, x in tiny.batch(name).items()
-        }
+        batch = {k: x.double() if x.is_floating_point() else x for k, x in tiny.batch(name).items()}
         gradients = []
         for update in method.updates(batch, tiny.step(9)):
             params = [p for n in update.nets.split() for p in method.get_submodule(n).parameters()]
