@@ -4,9 +4,9 @@
     python benchmarks/ablation_dsm.py --digits digits.npz --emoji DIR --features FILE --lpips TRUNK HEADS
     python benchmarks/ablation_dsm.py --choices ...                         # and what DSM's source leaves open
 
-32 px, preset small, at most 15 minutes a run. Stop and start it at will: finished runs are not repeated. Several may go
-on at once with --sets or --only and runs of their own; the last call, without them, writes the whole table. Writes
-runs/ablation_dsm/<set>/<run> and runs/ablation_dsm/table.md. More words are settings of all runs.
+32 px, preset small, about 15 minutes a run (a limit of 30). Stop and start it at will: finished runs are not
+repeated. Several may go on at once with --sets or --only and runs of their own; the last call, without them, writes the
+whole table. Writes runs/ablation_dsm/<set>/<run> and runs/ablation_dsm/table.md. More words are settings of all runs.
 
 --digits: arrays <set>_<x|y>_<train|test>, uint8, of mnist, usps and mnistm: the digit is what is to survive. --emoji:
 DIR/train/<domain>, DIR/test/<domain>, equal names show the same symbol. Without them their sets are left out.
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--emoji", type=Path, metavar="DIR", help="besides scenes")
     p.add_argument("--choices", action="store_true", help="also what the source leaves open")
     p.add_argument("--steps", type=int, default=1500)
-    p.add_argument("--minutes", type=float, default=15, help="of a run, at most")
+    p.add_argument("--minutes", type=float, default=30, help="of a run, at most")
     p.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="some of the sets")
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
     weights(p)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +51,13 @@ def trained(run: Path, *words: object, minutes: float) -> int:
 
     A run that has had its minutes is stopped, saved, and counts as done. After Ctrl-C the same call goes on.
     """
-    clock = run / "seconds.json"
+    clock, said = run / "seconds.json", run / "words.json"
+    asked = [str(w) for w in words]
+    if said.exists() and (before := json.loads(said.read_text())) != asked:
+        other = sorted(set(before) ^ set(asked))
+        raise SystemExit(
+            f"{run} was trained with other settings ({', '.join(other)}): move it away first."
+        )
     spent = json.loads(clock.read_text()) if clock.exists() else 0.0
     if status(run)["status"] != "done" and spent < 60 * minutes:
         go_on = ["--resume", run] if (run / "config.yaml").exists() else [*words, "--out", run]
@@ -66,6 +74,7 @@ def trained(run: Path, *words: object, minutes: float) -> int:
         finally:
             if run.is_dir():
                 clock.write_text(json.dumps(spent + time.monotonic() - begun))
+                said.write_text(json.dumps(asked))
         if code not in (0, *STOPPED):
             raise SystemExit(f"Training {run} ended with code {code}.")
     return int(status(run)["step"])
@@ -90,18 +99,21 @@ def measured(run: Path, step: int, *words: object) -> Mapping[str, Any]:
 
 def digit_folders(file: Path, target: Path, sets: Sequence[str], folder: str) -> Path:
     """Arrays <set>_<x|y>_<train|test> of digits as images, equally many of each set, in `folder`: "{set}/{digit}"."""
-    if (target / "complete").exists():
+    if target.exists():
         return target
-    arrays = np.load(file)
+    arrays, made = np.load(file), target.with_name(f".{target.name}-{os.getpid()}")
     for split in ("train", "test"):
         n = min(len(arrays[f"{s}_y_{split}"]) for s in sets)
         for s in sets:
             x, y = arrays[f"{s}_x_{split}"][:n], arrays[f"{s}_y_{split}"][:n]
             for i, (image, digit) in enumerate(zip(x, y, strict=True)):
-                place = target / split / folder.format(set=s, digit=digit)
+                place = made / split / folder.format(set=s, digit=digit)
                 place.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(place / f"{i}.png")
-    (target / "complete").touch()
+    try:
+        made.rename(target)
+    except OSError:  # another call was faster
+        shutil.rmtree(made)
     return target
 
 

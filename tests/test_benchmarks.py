@@ -183,6 +183,24 @@ def test_a_run_that_fails_stops_the_benchmark(tmp_path, monkeypatch, commands):
     assert "ended with code 2" in str(stop.value.code)
 
 
+def test_a_run_of_other_settings_is_not_taken_for_this_one(commands, tmp_path):
+    words = [
+        "--method",
+        "munit",
+        "--preset",
+        "small",
+        "--data",
+        "scenes",
+        "train.steps=1",
+        *SMALL,
+        *MUNIT,
+    ]
+    running.trained(tmp_path / "run", *words, minutes=1)
+    running.trained(tmp_path / "run", *words, minutes=1)
+    with pytest.raises(SystemExit, match="train.seed=1"):
+        running.trained(tmp_path / "run", *words, "train.seed=1", minutes=1)
+
+
 def test_ablation_of_dsm_in_two_steps(commands, monkeypatch):
     words = ["--steps", "2", "--only", "DSM without flow", "StarGAN v2"]
     words += [*SMALL, "method.width=512", "method.max_dim=16", "method.mlp_dim=8"]
@@ -298,6 +316,7 @@ def test_a_generator_that_is_the_mixing_scores_one():
 
 def test_vectors_are_a_table_and_a_figure_made_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(identifiability, "DOMAINS", {2: (2, 3, 4), 3: (2, 3)})
     words = ["vectors", "--steps", "2", "--seeds", "2", "--K", "2", "3"]
     identifiability.main(words)
     out = Path("runs/identifiability")
@@ -313,8 +332,7 @@ def test_scenes_in_two_steps(commands, tmp_path, monkeypatch):
     monkeypatch.setattr(identifiability, "IMAGES", 6)
     monkeypatch.setattr(identifiability, "HELD_OUT", 5)
     monkeypatch.setattr(identifiability, "SCENE_DOMAINS", {2: (3,)})
-    reader = identifiability.Reader(2).eval()
-    monkeypatch.setattr(identifiability, "trained_reader", lambda n: reader)
+    monkeypatch.setattr(identifiability, "READER_IMAGES", 4)
     small = ["data.batch=4", "method.width=512", "method.max_dim=16", "method.mlp_dim=8"]
     words = ["scenes", "--steps", "2", "--seeds", "1", *small]
     identifiability.main(words)
