@@ -391,7 +391,7 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
 
 @torch.inference_mode()
 def sample_sheets(
-    method: Method, dataset: Dataset, run: Run, rows: int = 5, styles: int = 6
+    method: Method, dataset: Dataset, run: Run, rows: int = 5, styles: int = 8
 ) -> dict[str, Image.Image]:
     """A sheet for each way to each target domain: the same inputs, the same styles, at every step.
 
