@@ -202,7 +202,7 @@ def scenes(method: str, n: int, K: int, seed: int, args: argparse.Namespace) -> 
     step = trained(run, *words, *args.settings, minutes=args.minutes)
     if step < args.steps:
         raise SystemExit(f"{run} came to step {step} of {args.steps} only: give it more --minutes.")
-    return scene_figures(run, n, K, seed) | {"step": step}
+    return scene_figures(run, trained_reader(n), n, K, seed) | {"step": step}
 
 
 def write_family(folder: Path, n: int, K: int, seed: int) -> Path:
@@ -223,13 +223,11 @@ def pictures(study: Any, count: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def scene_figures(run: Path, n: int, K: int, seed: int) -> dict[str, float]:
+def scene_figures(run: Path, reader: Reader, n: int, K: int, seed: int) -> dict[str, float]:
     """MCC: styles of held-out images with their true factors; together: the same by all components at once. MCC of
     drawn styles: random styles with the factors that a reader, trained on real scenes, sees in the images made with
     them. reader: its own MCC on real images. SWD: of the images made, to real ones: is the domain matched at all?"""
     method = Translator.load(run, "cpu").method
-    with torch.inference_mode(False), torch.enable_grad():
-        reader = trained_reader(n)
     encoded, true, drawn, seen, read, away = [], [], [], [], [], []
     u = np.repeat(np.arange(K), HELD_OUT)
     studies = family(K, n, SIZE, "test", seed, HELD_OUT)

@@ -184,17 +184,7 @@ def test_a_run_that_fails_stops_the_benchmark(tmp_path, monkeypatch, commands):
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(commands, tmp_path):
-    words = [
-        "--method",
-        "munit",
-        "--preset",
-        "small",
-        "--data",
-        "scenes",
-        "train.steps=1",
-        *SMALL,
-        *MUNIT,
-    ]
+    words = [*"--method munit --preset small --data scenes train.steps=1".split(), *SMALL, *MUNIT]
     running.trained(tmp_path / "run", *words, minutes=1)
     running.trained(tmp_path / "run", *words, minutes=1)
     with pytest.raises(SystemExit, match="train.seed=1"):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEAST = 2**20  # bytes of a map from which it pays: below, time goes into calls and not into memory
@@ -59,7 +59,7 @@ def padded(x: Tensor, pad: Map, conv: Map) -> Tensor:
     return without(remade(y, lambda: pad(again())), conv)
 
 
-def leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
+def leaky_relu(x: Tensor, slope: float) -> Tensor:
     """`F.leaky_relu`, made again from `x`, which is kept."""
     origin = x.detach()
     return remade(F.leaky_relu(x, slope), lambda: F.leaky_relu(origin, slope))
@@ -67,8 +67,7 @@ def leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
 
 def finished(y: Tensor, norm: Any, activation: Any) -> Tensor:
     """activation(norm(y)), in one where norm and activation allow it."""
-    slope = {"ReLU": 0.0, "LeakyReLU": getattr(activation, "negative_slope", 0.0)}
-    name = type(activation).__name__
-    if getattr(norm, "activates", False) and name in slope:
-        return norm(y, slope=slope[name])
+    slope = 0.0 if isinstance(activation, nn.ReLU) else getattr(activation, "negative_slope", None)
+    if slope is not None and getattr(norm, "activates", False):
+        return norm(y, slope=slope)
     return activation(norm(y))
