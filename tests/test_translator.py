@@ -70,10 +70,13 @@ def test_command_line_equals_python(run, photo, tmp_path):
             "--style-from",
             str(photo),
             "--out",
-            str(tmp_path / "r"),
+            str(tmp_path),
         ]
     )
-    assert pixels([Image.open(next((tmp_path / "r").glob("ein*.png")))]) == pixels(reference)
+    by_reference = sorted(tmp_path.glob(f"ein*-painted-from-{photo.stem}-00.png"))
+    assert pixels(map(Image.open, by_reference)) == pixels(reference)
+    assert pixels(Image.open(f) for f in files) == pixels(outputs)  # the earlier call's are kept
+    assert (tmp_path / f"sheet-painted-from-{photo.stem}.png").is_file()
     line = t.interpolate(photo, 1, photo, to="painted", steps=3)
     main(
         [
@@ -285,7 +288,7 @@ def test_a_sweep_from_the_command_line(dsm, photo, tmp_path, capsys):
     expected = Translator.load(dsm).sweep(photo, "neon", 1, -1.5, 1.5, 3)
     assert pixels(Image.open(f) for f in files) == pixels(expected)
     plain = sheet([[*map(enlarged, [expected[0], *expected])]], title="to neon   component 1")
-    with Image.open(tmp_path / "out" / "sheet-neon.png") as page:
+    with Image.open(tmp_path / "out" / "sheet-neon-component-1.png") as page:
         assert page.height > plain.height  # the values stand above
     capsys.readouterr()
     for extra, said in [
@@ -304,7 +307,7 @@ def test_a_strip_for_every_component(dsm, photo, tmp_path, capsys):
     for k in range(4):
         files = sorted((tmp_path / "out").glob(f"ein*-neon-component-{k}-*.png"))
         assert pixels(Image.open(f) for f in files) == pixels(t.sweep(photo, "neon", k, -2, 2, 2))
-    with Image.open(tmp_path / "out" / "sheet-neon.png") as page:
+    with Image.open(tmp_path / "out" / "sheet-neon-component-all.png") as page:
         assert page.height > 4 * 96
     with pytest.raises(SystemExit) as stop:
         main([*words, "--component", "-1"])

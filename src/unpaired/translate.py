@@ -51,11 +51,11 @@ def translate_files(args: argparse.Namespace) -> int:
             source, target, codes = ways[to, k]
             pictures = translator.pictures(contents[source], x, target, codes)
             each = len(pictures) // len(group)
-            which = f"-component-{k}" if args.component == ALL else ""
+            which = safe(to) + way(k, args)
             for (name, _), shown in zip(group, to_images(x), strict=True):
                 outputs, pictures = pictures[:each], pictures[each:]
                 for i, output in enumerate(outputs):
-                    write(out / f"{name}-{safe(to)}{which}-{i:02d}.png", output)
+                    write(out / f"{name}-{which}-{i:02d}.png", output)
                 if len(rows) < SHEET_ROWS:
                     rows.append([enlarged(shown), *map(enlarged, outputs)])
         done += len(group)
@@ -67,13 +67,23 @@ def translate_files(args: argparse.Namespace) -> int:
             for (of, k), rows in sheets.items()
             if of == to
         ]
-        write(out / f"sheet-{safe(to)}.png", stack(pages) if len(pages) > 1 else pages[0])
+        written = out / f"sheet-{safe(to)}{way(args.component, args)}.png"
+        write(written, stack(pages) if len(pages) > 1 else pages[0])
         say(
             f"{done} image{'s' * (done > 1)} to {to}, {len(pages) * each} each; "
-            f"{'all' if done <= SHEET_ROWS else f'the first {SHEET_ROWS}'} on one sheet: "
-            f"{out / f'sheet-{safe(to)}.png'}"
+            f"{'all' if done <= SHEET_ROWS else f'the first {SHEET_ROWS}'} on one sheet: {written}"
         )
     return DataProblem.exit_code if bad and args.strict else 0
+
+
+def way(component: int | None, args: argparse.Namespace) -> str:
+    """How the styles came about, as a part of file names: outputs of several ways lie beside each other."""
+    if args.interpolate:
+        return "-between"
+    reference = "" if args.style_from is None else f"-from-{short(args.style_from.stem, 50)}"
+    if component is None:
+        return reference
+    return f"{reference}-component-{'all' if component == ALL else component}"
 
 
 def components(
@@ -124,10 +134,10 @@ def inputs(path: Path, out: Path) -> Iterator[tuple[Path, str]]:
         yield file, name
 
 
-def short(name: str) -> str:
+def short(name: str, most: int = 150) -> str:
     """`name`, or its beginning and a digest where a file name could not hold it and what is added to it."""
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return name if len(os.fsencode(name)) <= 150 else f"{name[:30]}-{digest[:12]}"
+    return name if len(os.fsencode(name)) <= most else f"{name[:30]}-{digest[:12]}"
 
 
 def groups(
