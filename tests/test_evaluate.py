@@ -353,3 +353,14 @@ def test_images_of_other_sizes_are_fitted(munit, tmp_path):
 def test_squeezenet_refuses_other_files(weights):
     with pytest.raises(ConfigProblem):
         features.load_features(weights / "none.safetensors", quiet)
+
+
+@pytest.mark.parametrize(
+    "directions, inputs, varied", [(2, 250, 25), (6, 250, 25), (12, 125, 13), (42, 100, 10)]
+)
+def test_many_directions_share_the_inputs_of_the_quick_protocol(directions, inputs, varied):
+    quick = replace(evaluation.PROTOCOLS["quick"], inputs=250, real=1000, varied=(25, 6))
+    shared = quick.scaled(quick.share(directions))
+    assert (shared.inputs, shared.varied, shared.real) == (inputs, (varied, 6), 1000)
+    munit = evaluation.PROTOCOLS["munit"]
+    assert munit.scaled(munit.share(directions)) == munit

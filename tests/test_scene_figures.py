@@ -19,13 +19,13 @@ SIZE = (24, 24)
 
 
 @pytest.fixture(scope="module")
-def direction():
+def target():
     patch = pytest.MonkeyPatch()
     patch.setattr(scenes, "READER_SCENES", 1000)
     patch.setattr(scenes, "HELD_OUT", 80)
     patch.setattr(scenes, "INPUTS", 6)
     reader = scenes.train_reader("painted", SIZE, epochs=4)
-    yield scenes.Direction("outline", "painted", SIZE, reader, 0)
+    yield scenes.Target("painted", SIZE, reader, 0)
     patch.undo()
 
 
@@ -34,7 +34,9 @@ def painted(contents, styles):
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def test_the_figures(direction):
+def test_the_figures(target):
+    x, masks, _ = scenes.real("outline", SIZE, "test", 80)
+    masks = masks > 0.5
     source = Scenes("outline", SIZE, "test", 0, 80)
     contents = [source.content(i) for i in range(80)]
     rng = np.random.default_rng(0)
@@ -44,7 +46,7 @@ def test_the_figures(direction):
 
     def figures(contents_one, contents_many, styles_many):
         one, more = painted(contents_one, random(80)), painted(contents_many, styles_many)
-        return list(direction.figures(one, more).values())
+        return list(target.figures(masks, one, more).values())
 
     kept, covered = figures(contents, many, random(len(many)))  # the perfect translator
     assert kept == pytest.approx(1, abs=0.1) and covered == pytest.approx(1, abs=0.1)
@@ -56,9 +58,8 @@ def test_the_figures(direction):
     by_input = [s for s in random(6) for _ in range(scenes.STYLES_EACH)]
     _, covered = figures(contents, many, by_input)  # the input chooses the style
     assert covered < 0.4
-    identity = direction.figures(
-        direction.x, direction.x[:6].repeat_interleave(scenes.STYLES_EACH, 0)
-    )
+    identity = target.figures(masks, x, x[:6], scenes.STYLES_EACH)
+    assert identity == target.figures(masks, x, x[:6].repeat_interleave(scenes.STYLES_EACH, 0))
     assert identity["content kept"] < 0.8 and identity["styles covered"] < 0.4
 
 
@@ -95,4 +96,4 @@ def test_evaluate_writes_figures_and_page(tmp_path, monkeypatch, capsys):
 def test_a_reader_that_cannot_read_is_not_believed():
     blind = scenes.Reader(len(STYLES["painted"])).eval()
     with pytest.raises(ConfigProblem, match="would mean nothing"):
-        scenes.Direction("outline", "painted", (16, 16), blind, 0)
+        scenes.Target("painted", (16, 16), blind, 0)

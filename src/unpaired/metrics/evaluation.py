@@ -58,7 +58,7 @@ FORMAT = "unpaired metrics 1"
 PROTOCOLS = {
     p.name: p
     for p in (
-        Protocol("quick", "for a look within minutes", 250, 1, 1000, (25, 6), "all"),
+        Protocol("quick", "for a look within minutes", 250, 1, 1000, (25, 6), "all", least=0.4),
         Protocol("munit", "100 inputs, 19 pairs of outputs each", None, 1, None, (100, 38), "disjoint"),
         Protocol("starganv2", "10 outputs of every input, all pairs", None, 10, None, (None, 10), "all"),
         Protocol("tunit", "each domain from all others, 5 references each", None, 5, None, (100, 6), "all", "target"),
@@ -90,7 +90,8 @@ def evaluate(
     path = Path(run)
     folder = RunFolder(path) if path.is_dir() else None
     method, config = translator.method, translator.run
-    tools = Tools(PROTOCOLS[protocol], seed, translator.device, say)
+    share = PROTOCOLS[protocol].share(count_directions(method, PROTOCOLS[protocol]))
+    tools = Tools(PROTOCOLS[protocol].scaled(share), seed, translator.device, say)
     tools.features = [
         load_features(Path(f), say).to(tools.device)
         for f in ([features] if isinstance(features, str | PathLike) else features)
@@ -167,7 +168,7 @@ def evaluate(
     result["styles"] = styles(method, sides, tools)
     if settings.root == "scenes" and config.method_class().layout != "unlabelled":
         try:
-            result["scenes"] = scenes.evaluate(translator, seed, say)
+            result["scenes"] = scenes.evaluate(translator, seed, say, share)
         except ConfigProblem as problem:  # images too small for its readers
             tools.leave_out(str(problem))
     missing_weights(tools)
@@ -214,6 +215,16 @@ def root_name(root: str | tuple[str, ...] | None) -> str | list[str]:
 # Domains ------------------------------------------------------------------------------------------
 
 
+def pooled(method: Method, protocol: Protocol) -> bool:
+    return protocol.to == "target" or method.layout == "unlabelled"
+
+
+def count_directions(method: Method, protocol: Protocol) -> int:
+    """How many there are where every domain holds images and the method serves both ways."""
+    n = len(method.domains)
+    return n if pooled(method, protocol) else n * (n - 1)
+
+
 def directions(
     method: Method, sides: Sequence[Side], tools: Tools
 ) -> Iterator[tuple[Direction, list[str]]]:
@@ -222,13 +233,12 @@ def directions(
     Found domains, and the protocol `tunit`, have a direction to each domain from all others, else from each other.
     """
     protocol = tools.protocol
-    pooled = protocol.to == "target" or method.layout == "unlabelled"
     for target, side in enumerate(sides):
         if not len(side.train) or not len(side.held):
             tools.leave_out(f"to {escape(side.name)}: it holds no training or no held-out images.")
             continue
         others = [s for s in range(len(sides)) if s != target and len(sides[s].held)]
-        groups = [others] if pooled else [[s] for s in others]
+        groups = [others] if pooled(method, protocol) else [[s] for s in others]
         for group in groups:
             if not group:
                 continue

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,20 @@ class Protocol:
     varied: tuple[int | None, int]  # diversity: how many inputs, and outputs of each
     pairs: str  # diversity: "all" pairs of the outputs of an input, or "disjoint" ones
     to: str = "pairs"  # directions: ordered "pairs" of domains, or each "target" from all others
+    least: float = (
+        1.0  # the share of the inputs that each direction has at least, where there are many
+    )
+
+    def share(self, directions: int) -> float:
+        """What of the inputs each direction has: many directions share the inputs of six."""
+        return max(self.least, min(1.0, 6 / max(directions, 1)))
+
+    def scaled(self, share: float) -> Protocol:
+        """With a share of the inputs."""
+        inputs, varied = (
+            None if n is None else math.ceil(n * share) for n in (self.inputs, self.varied[0])
+        )
+        return replace(self, inputs=inputs, varied=(varied, self.varied[1]))
 
 
 @dataclass

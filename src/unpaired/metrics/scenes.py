@@ -130,24 +130,17 @@ def coverage(factors: Tensor) -> float:
     return float((1 - 0.5 * (shares - 1 / BINS).abs().sum(-1)).mean())
 
 
-Translate = Callable[[Tensor, Tensor | None], Tensor]
+class Target:
+    """The figures of directions to one domain; its reader is judged once, on real scenes."""
 
-
-class Direction:
-    """The figures of one direction; reads with readers that are trained once."""
-
-    def __init__(
-        self, source: str, target: str, size: tuple[int, int], reader: Reader, seed: int
-    ) -> None:
-        self.reader = reader
-        self.x, masks, _ = real(source, size, "test", HELD_OUT, seed)
-        self.masks = masks > 0.5
-        x, masks, factors = real(target, size, "test", INPUTS * STYLES_EACH, seed)
+    def __init__(self, domain: str, size: tuple[int, int], reader: Reader, seed: int) -> None:
+        self.size, self.reader, self.seed = size, reader, seed
+        x, masks, factors = real(domain, size, "test", INPUTS * STYLES_EACH, seed)
         read_masks, read_factors = read(reader, x)
         self.own_iou = iou(read_masks[:HELD_OUT], masks[:HELD_OUT] > 0.5)
         if self.own_iou < LEAST_IOU:
             raise ConfigProblem(
-                f"The segmenter of {target} reaches only an IoU of {self.own_iou:.2f} on real scenes of "
+                f"The segmenter of {domain} reaches only an IoU of {self.own_iou:.2f} on real scenes of "
                 f"{size[0]} x {size[1]} px, so figures would mean nothing: train with a larger data.size."
             )
         self.own_coverage = coverage(read_factors.view(INPUTS, STYLES_EACH, -1))
@@ -158,38 +151,45 @@ class Direction:
         self,
         method: Method,
         untrained: Method,
+        domain: str,
         source: int,
         target: int,
         ways: frozenset[str],
         seed: int,
+        share: float = 1.0,
     ) -> dict[str, dict[str, float]]:
-        """The model beside its floors: the untranslated input, an untrained network, one style for all."""
+        """The model from `domain` beside its floors: the input, an untrained network, one style for all.
+
+        share: of the inputs; floors have FLOORS of that.
+        """
+        x, masks, _ = real(domain, self.size, "test", HELD_OUT, self.seed)
+        masks = masks > 0.5
 
         def figures(
-            network: Method, share: float = 1.0, one_style: bool = False, way: str = ""
+            network: Method, share: float, one_style: bool = False, way: str = ""
         ) -> dict[str, float]:
-            inputs = self.x[: max(1, int(share * INPUTS))]
+            inputs = x[: max(1, int(share * INPUTS))]
             styles, n = None, len(inputs) * STYLES_EACH
             if "latent" in (way or ways):
-                styles = random_styles(network, n, target, seed + 1)
+                styles = random_styles(network, 1 if one_style else n, target, seed + 1)
             elif ways:
-                device = next(network.parameters()).device
-                styles = encoded(network, self.references[:n].to(device), target)
+                references = self.references[: 1 if one_style else n]
+                styles = encoded(network, references.to(device_of(network)), target)
             if styles is not None and one_style:
-                styles = styles[:1].expand_as(styles)
-            each = self.x[: min(n, max(1, int(share * HELD_OUT)))]
-            return self.figures(
-                translated(network, each, source, target, styles),
-                restyled(network, inputs, source, target, styles),
-            )
+                styles = styles[:1].expand(n, *styles.shape[1:])
+            each = x[: min(n, max(1, int(share * HELD_OUT)))]
+            one_each = translated(network, each, source, target, styles)
+            if styles is None or one_style:
+                return self.figures(masks, one_each, one_each[: len(inputs)], STYLES_EACH)
+            return self.figures(masks, one_each, restyled(network, inputs, source, target, styles))
 
-        both = ways >= {"latent", "reference"}
+        both, floors = ways >= {"latent", "reference"}, share * FLOORS
         return {
-            "model": figures(method),
-            **({"by references": figures(method, FLOORS, way="reference")} if both else {}),
-            "untranslated": self.figures(self.x, self.x[:INPUTS].repeat_interleave(STYLES_EACH, 0)),
-            "untrained": figures(untrained, FLOORS),
-            "one style": figures(method, FLOORS, one_style=True),
+            "model": figures(method, share),
+            **({"by references": figures(method, floors, way="reference")} if both else {}),
+            "untranslated": self.figures(masks, x, x[:INPUTS], STYLES_EACH),
+            "untrained": figures(untrained, floors),
+            "one style": figures(method, floors, one_style=True),
             "reader": {
                 "IoU": round(self.own_iou, 4),
                 "coverage": round(self.own_coverage, 4),
@@ -197,16 +197,23 @@ class Direction:
             },
         }
 
-    def figures(self, one_each: Tensor, many: Tensor) -> dict[str, float]:
-        """`one_each`: translations of the first held-out inputs; `many`: of fewer, each under STYLES_EACH styles."""
-        masks, _ = read(self.reader, one_each)
-        _, factors = read(self.reader, many)
+    def figures(
+        self, masks: Tensor, one_each: Tensor, many: Tensor, copies: int = 1
+    ) -> dict[str, float]:
+        """`one_each`: translations of the inputs that have the first of the true `masks`; `many`: of fewer, each under
+        STYLES_EACH styles, where `copies` are alike and come once."""
+        found, _ = read(self.reader, one_each)
+        factors = read(self.reader, many)[1].repeat_interleave(copies, 0)
         return {
-            "content kept": round(iou(masks, self.masks[: len(masks)]) / self.own_iou, 4),
+            "content kept": round(iou(found, masks[: len(found)]) / self.own_iou, 4),
             "styles covered": round(
                 coverage(factors.view(-1, STYLES_EACH, factors.shape[1])) / self.own_coverage, 4
             ),
         }
+
+
+def device_of(network: Method) -> torch.device:
+    return next(network.parameters()).device
 
 
 @torch.inference_mode()
@@ -214,7 +221,7 @@ def translated(
     method: Method, x: Tensor, source: int, target: int, styles: Tensor | None
 ) -> Tensor:
     """Translations of images (N, ...) under the first N of the styles, on the CPU, where the readers are."""
-    device = next(method.parameters()).device
+    device = device_of(method)
     parts = []
     for i in range(0, len(x), 100):
         part = x[i : i + 100].to(device)
@@ -224,32 +231,34 @@ def translated(
 
 
 @torch.inference_mode()
-def restyled(method: Method, x: Tensor, source: int, target: int, styles: Tensor | None) -> Tensor:
+def restyled(method: Method, x: Tensor, source: int, target: int, styles: Tensor) -> Tensor:
     """Each image (N, ...) under STYLES_EACH styles of its own, its content encoded once, on the CPU."""
-    device = next(method.parameters()).device
+    device = device_of(method)
     outputs = []
     for i, image in enumerate(x):
         content = method.encode_content(image[None].to(device), source)
         content = content.expand(STYLES_EACH, *content.shape[1:])
-        own = None if styles is None else styles[i * STYLES_EACH : (i + 1) * STYLES_EACH]
-        style = None if own is None else own.to(device)
+        style = styles[i * STYLES_EACH : (i + 1) * STYLES_EACH].to(device)
         outputs.append(method.decode(content, style, target).cpu())
     return torch.cat(outputs)
 
 
 def evaluate(
-    translator: Translator, seed: int = 0, say: Callable[[str], None] = say
+    translator: Translator,
+    seed: int = 0,
+    say: Callable[[str], None] = say,
+    share: float = 1.0,
 ) -> dict[str, Any]:
     """Both figures in every direction beside their floors, for a model of domains of the built-in scenes.
 
-    By random styles where a method has them; by those of references besides, or else. Raises `ConfigProblem` for
-    images too small.
+    By random styles where a method has them; by those of references besides, or else. share: of the inputs of each
+    direction. Raises `ConfigProblem` for images too small.
     """
     run, method = translator.run, translator.method
     untrained = run.build(tuple(translator.domains)).eval().to(translator.device)
     rows: dict[str, Any] = {}
     for target, to in enumerate(translator.domains):
-        reader = None
+        figures = None
         for source, of in enumerate(translator.domains):
             try:
                 ways = method.styles(source, target) - {"mean"} if source != target else None
@@ -257,9 +266,12 @@ def evaluate(
                 ways = None  # a one-way method
             if ways is None:
                 continue
-            reader = reader or trained_reader(to, run.data.hw, say)
-            d = Direction(of, to, run.data.hw, reader, run.train.seed)
-            rows[f"{of} to {to}"] = d.rows(method, untrained, source, target, ways, seed)
+            figures = figures or Target(
+                to, run.data.hw, trained_reader(to, run.data.hw, say), run.train.seed
+            )
+            rows[f"{of} to {to}"] = figures.rows(
+                method, untrained, of, source, target, ways, seed, share
+            )
             for row, values in rows[f"{of} to {to}"].items():
                 said = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
                 say(f"{of + ' to ' + to:>22}  {row:>10}  {said}")
