@@ -48,13 +48,12 @@ CHOICES = {  # what the source leaves open: one thing changed at a time
     for setting in (
         "lambda_uni=0.1",
         "lambda_smooth=1",
-        "alpha=1",
+        "alpha=0.1",
         "lambda_reg_s=0",
         "mirror=true",
         "bins=4",
         "bins=16",
         "bound=3",
-        "affine=true",
     )
 }
 SETS = ("scenes", "digits", "emoji")

@@ -74,7 +74,7 @@ class Game(nn.Module):
 
     def __init__(self, n: int, domains: int, width: int = 128) -> None:
         super().__init__()
-        self.F = Flow(domains, n, 64, bins=8, bound=5.0, affine=False)
+        self.F = Flow(domains, n, 64, bins=8, bound=5.0)
         self.G = perceptron(n, width, n)
         self.D = perceptron(n, width, domains)
 

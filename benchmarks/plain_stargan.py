@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import torch
 from plain import l1
 from torch import nn
@@ -201,7 +202,7 @@ class PlainStarGANv2(nn.Module):
         w, x, y, target = self.w, batch["x_src"], batch["y_src"], batch["y_ref"]
         x_fake = self.G(x, s)
         loss = bce(self.D(x_fake, target), 1)
-        loss = loss + w.lambda_sty * l1(self.E(x_fake, target), s)
+        loss = loss + w.lambda_sty * l1(self.E(x_fake, target), self.aim(s))
         x_fake_2 = self.G(x, s_2).detach()
         loss = loss - w.lambda_ds * (1 - draws.fraction) * l1(x_fake, x_fake_2)
         own = self.E(x, y)
@@ -210,6 +211,9 @@ class PlainStarGANv2(nn.Module):
 
     def more_moves(self, batch, z, z_2):
         pass
+
+    def aim(self, s):
+        return s
 
     def latent_loss(self, batch, draws):
         return 0.0
@@ -233,16 +237,26 @@ class PlainSmoothGAN(PlainStarGANv2):
 class Flow(nn.Module):
     def __init__(self, domains, n, dim, bins, bound):
         super().__init__()
-        self.n, self.bins, self.bound = n, bins, bound
+        self.domains, self.n, self.bins, self.bound = domains, n, bins, bound
         self.mlp = nn.Sequential(
             *(nn.Embedding(domains, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()),
-            nn.Linear(dim, n * (3 * bins - 1)),
+            nn.Linear(dim, n * (3 * bins + 1)),
         )
 
     def forward(self, z, y):
-        theta = self.mlp(y).view(len(y), self.n, -1)
-        widths, heights, slopes = theta.split([self.bins, self.bins, self.bins - 1], 2)
-        return MonotonicRQSTransform(widths, heights, slopes, self.bound)(z)
+        theta = self.mlp(torch.arange(self.domains, device=z.device)).view(self.domains, self.n, -1)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(32)  # over noise: mean and variance
+        weights = z.new_tensor(weights / weights.sum())[:, None, None]
+        s = self.spline(theta, z.new_tensor(nodes)[:, None, None].expand(-1, *theta.shape[:2]))
+        m = torch.sum(weights * s, 0)
+        sigma = torch.sqrt(torch.mean(torch.sum(weights * (s - m) ** 2, 0), 0))
+        return (self.spline(theta[y], z) - torch.mean(m, 0)) / sigma
+
+    def spline(self, theta, z):
+        parts = [self.bins, self.bins, self.bins - 1, 1, 1]
+        widths, heights, slopes, a, b = theta.split(parts, -1)
+        f = MonotonicRQSTransform(widths, heights, slopes, self.bound)
+        return torch.exp(a[..., 0]) * f(z) + b[..., 0]
 
 
 class StyleDiscriminator(nn.Module):
@@ -264,7 +278,10 @@ class PlainDSM(PlainStarGANv2):
     def mapping(self):
         w = self.w
         flow = Flow(self.domains, w.style_dim, w.mlp_dim, w.bins, w.bound)
-        return flow, {"weight_decay": 0.0}
+        return flow, {"lr": 1e-6, "weight_decay": 0.0}
+
+    def aim(self, s):
+        return s.detach()
 
     def more_moves(self, batch, z, z_2):
         y = batch["y_ref"]
@@ -285,7 +302,7 @@ class PlainDSM(PlainStarGANv2):
             distance = torch.norm(s[:, None] - s[None], dim=2).fill_diagonal_(math.inf)
             distance[y[:, None] != y[None]] = math.inf
             nearest, j = distance.min(1)
-        gap = torch.norm(s - s_a, dim=1) - torch.norm(s - s[j], dim=1)
+        gap = (torch.norm(s - s_a, dim=1) - torch.norm(s - s[j], dim=1)) / math.sqrt(s.shape[1])
         has = nearest < math.inf
         smooth = torch.mean(F.relu(w.alpha + gap[has])) if has.any() else 0.0
         return w.lambda_uni * bce(self.D_s(s, y), 1) + w.lambda_smooth * smooth

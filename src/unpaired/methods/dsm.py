@@ -27,25 +27,31 @@ The networks and the game are StarGAN v2's (see `stargan_v2.py`), with a move fo
 D: what follows is what the source leaves open, what we chose, and why.
 
 - f: rational-quadratic splines (Durkan et al., NeurIPS 2019), 8 `bins`, the identity beyond
-  `bound` = 5: what two public libraries of flows agree on. theta_u starts near zero, so f starts
-  near the identity. `affine` adds s <- exp(a_u) s + b_u, which moves a domain further; it is off,
-  as the bound keeps L_ds from stretching the styles without end. `flow=false` puts StarGAN v2's
-  mapping network in its place (with `optim.F.lr=1e-6`).
-- Learning rate of F: 1e-4. StarGAN v2's 1e-6 would leave f at the identity. No weight decay: it
-  would pull the domains back there.
+  `bound` = 5: what two public libraries of flows agree on; then a scale and a shift. The domains
+  start as noise shifted by N(0, 1) in each component: G learns of the domain through s alone, and
+  where all began at the same place F tore them apart before anything else (docs/log.md).
+  `flow=false` puts StarGAN v2's mapping network in its place.
+- The scale of a component says nothing, as it is found up to an invertible function. It is fixed: a
+  mean of 0 over the domains, a mean variance of 1 within them. Left free, F shrank to one style.
+- Learning rate of F: a hundredth of that of G, as in StarGAN v2; faster, the domains drift apart
+  until what varies within them no longer matters to G. No weight decay: it would pull the domains
+  together.
 - D_s: an MLP of three layers with a logit for each domain, non-saturating and penalised like D:
   without R1 (`lambda_reg_s`) it swings, and E with it (docs/methods/dsm.md).
 - L_uni moves E alone, over both references of a step: F is what E should come to, not the reverse.
   L_ds does not reach E, which could lower it by stretching its own distances: E has no part in the
   two fakes of the latent move, and does not move in the reference move.
+- The s of L_sty is an aim that stands still: F gets no gradient by it, which would have it make
+  what is easily reconstructed. (StarGAN v2's does.)
 - x_n comes from the same domain u, which `|E^u(x) - E^u(y)|` suggests; the choice has no gradient.
   The candidates are the references of a step, two of each domain, so that every image has one; an
   image without any is left out of the mean.
 - x_a: a resized crop of 80% to 100% of the area, as StarGAN v2 augments. No change of colour: colour
   is style. No mirror, as a mirrored digit, or a light from the other side, is another style; where
   it is not, as for faces, say `mirror`.
-- Norms: Euclidean in L_smooth, with `alpha` = 0.1, as in SmoothGAN's triplet; mean absolute
-  differences elsewhere, as in StarGAN v2.
+- Norms: in L_smooth the root mean square of the components, the Euclidean norm whatever n, with
+  `alpha` = 1: two styles of a domain are about 1.4 apart. SmoothGAN's 0.1 left the loss at 0, from
+  step 100 on. Mean absolute differences elsewhere, as in StarGAN v2.
 - Weights: StarGAN v2's, lambda_ds falling to 0 over the run; lambda_uni = 1 and lambda_smooth = 0.1
   are ours. A weight of 0 leaves its term out, D_s with lambda_uni.
 """
@@ -55,6 +61,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -76,6 +83,8 @@ from unpaired.networks.stargan import (
     widths,
 )
 
+NODES = 32  # of Gauss-Hermite quadrature over noise
+
 
 class Config(MethodConfig):
     """StarGAN v2's settings for CelebA-HQ, and ours for what it does not have."""
@@ -87,9 +96,8 @@ class Config(MethodConfig):
     lambda_smooth: float = Field(0.1, ge=0)
     lambda_reg: float = Field(1.0, ge=0)  # R1 of D
     lambda_reg_s: float = Field(1.0, ge=0)  # R1 of D_s
-    alpha: float = Field(0.1, ge=0)  # the margin of L_smooth
+    alpha: float = Field(1.0, ge=0)  # the margin of L_smooth
     flow: bool = True  # splines; false: StarGAN v2's mapping network
-    affine: bool = False  # scale and shift each component after its spline
     mirror: bool = False  # in x_a: for images that are as good mirrored
     bins: int = Field(8, ge=2)
     bound: float = Field(5.0, gt=0)
@@ -117,13 +125,13 @@ class DSM(Method):
             "data": {"size": 256, "batch": 8, "zoom": 1.1},
             "optim": {
                 "default": {"lr": 1e-4, "betas": [0.0, 0.99], "weight_decay": 1e-4},
-                "F": {"lr": 1e-4, "weight_decay": 0.0},
+                "F": {"lr": 1e-6, "weight_decay": 0.0},
             },
             "train": {"steps": 100_000, "ema": 0.999, "save_every": 10_000, "sample_every": 5_000},
         },
         "small": {
             "method": {
-                "style_dim": 16,
+                "style_dim": 4,  # few steps tell few components apart
                 "mlp_dim": 64,
                 "d_dim": 64,
                 "width": 512,
@@ -138,7 +146,7 @@ class DSM(Method):
                     "weight_decay": 1e-4,
                     "decay": {"kind": "linear", "start": 0.5},
                 },
-                "F": {"lr": 4e-4, "weight_decay": 0.0},
+                "F": {"lr": 1e-5, "weight_decay": 0.0},
             },
             "train": {"steps": 2000, "ema": 0.995, "save_every": 500, "sample_every": 500},
         },
@@ -152,7 +160,7 @@ class DSM(Method):
         whole = widths(side, 4, config.width, config.max_dim)
         self.G = Generator(channels, outer, config.style_dim)
         self.F = (
-            Flow(K, config.style_dim, config.mlp_dim, config.bins, config.bound, config.affine)
+            Flow(K, config.style_dim, config.mlp_dim, config.bins, config.bound)
             if config.flow
             else Mapping(config.style_dim, config.mlp_dim, config.style_dim, K)
         )
@@ -226,7 +234,7 @@ class DSM(Method):
             x_fake_2 = G.decoder(c, s_2)
         return {
             f"adv_{by}": losses.nsgan_g([D(x_fake, target)]),
-            f"sty_{by}": w.lambda_sty * l1(E(x_fake, target), s),
+            f"sty_{by}": w.lambda_sty * l1(E(x_fake, target), s.detach()),
             f"ds_{by}": -lambda_ds * l1(x_fake, x_fake_2),
             f"cyc_{by}": w.lambda_cyc * l1(G(x_fake, E(x, y)), x),
         }
@@ -275,16 +283,18 @@ def move(nets: str, L: dict[str, Tensor]) -> Update:
 class Flow(nn.Module):
     """Noise (B, n) and domains (B,) -> styles (B, n): each component by a spline of its own.
 
-    theta_u = MLP(one-hot u): widths, heights and inner slopes of `bins` bins on [-bound, bound] for
-    each component. Monotone, so invertible; in fp32, as bf16 would tear the bins.
+    theta_u = MLP(one-hot u): for each component widths, heights and inner slopes of `bins` bins on
+    [-bound, bound], a log scale and a shift. Then one shift and one scale of each component for all
+    domains, by which its mean over them is 0 and its mean variance within them 1. Monotone, so
+    invertible; in fp32, as bf16 would tear the bins.
     """
 
-    def __init__(
-        self, domains: int, n: int, dim: int, bins: int, bound: float, affine: bool
-    ) -> None:
+    def __init__(self, domains: int, n: int, dim: int, bins: int, bound: float) -> None:
         super().__init__()
-        self.n, self.bound = n, bound
-        self.parts = (bins, bins, bins - 1, 2 if affine else 0)
+        self.nodes: Tensor
+        self.weights: Tensor
+        self.domains, self.n, self.bound = domains, n, bound
+        self.parts = (bins, bins, bins - 1, 1, 1)
         self.mlp = nn.Sequential(
             nn.Embedding(domains, dim),  # a linear layer on one-hot u
             nn.ReLU(),
@@ -293,25 +303,47 @@ class Flow(nn.Module):
         )
         self.theta = nn.Linear(dim, n * sum(self.parts))
         kaiming(self)
-        nn.init.normal_(self.theta.weight, std=1e-3)  # near 0: f near the identity
+        self.spread()
+        nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
+        for name, x in {"nodes": nodes, "weights": weights / weights.sum()}.items():
+            self.register_buffer(name, x.to(torch.get_default_dtype()), persistent=False)
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Starts as the identity, near enough, after which domains are shifted by N(0, 1) in each component."""
+        nn.init.normal_(self.theta.weight, std=1e-3)
+        shifts = self.theta.weight.unflatten(0, (self.n, -1))[:, -1]
+        h = self.mlp(torch.arange(self.domains))
+        nn.init.normal_(shifts).mul_(h.square().sum(1).mean().clamp(min=1e-6).rsqrt())
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         with fp32(z):
-            f, a, b = self.transform(y)
-            return a.exp() * f(z) + b
+            theta, m, sigma = self.thetas()
+            f, a, b = self.transform(theta[y])
+            return (a.exp() * f(z) + b - m) / sigma
 
     def inverse(self, s: Tensor, y: Tensor) -> Tensor:
         """The noise (B, n) of styles (B, n) of domains (B,)."""
         with fp32(s):
-            f, a, b = self.transform(y)
-            return f.inv((s - b) * (-a).exp())
+            theta, m, sigma = self.thetas()
+            f, a, b = self.transform(theta[y])
+            return f.inv((s * sigma + m - b) * (-a).exp())
 
-    def transform(self, y: Tensor) -> tuple[MonotonicRQSTransform, Tensor, Tensor]:
-        """The splines of domains (B,), and the log scales and shifts after them, (B, n)."""
-        theta = self.theta(self.mlp(y)).unflatten(1, (self.n, -1))  # (B, n, 3 bins - 1 [+ 2])
-        *spline, affine = theta.split(self.parts, dim=2)
-        a, b = F.pad(affine, (0, 2))[..., :2].unbind(2)  # 0 without `affine`
-        return MonotonicRQSTransform(*spline, bound=self.bound), a, b
+    def thetas(self) -> tuple[Tensor, Tensor, Tensor]:
+        """theta_u of all domains (K, n, 3 bins + 1); mean and deviation of each component, (n,)."""
+        h = self.mlp(torch.arange(self.domains, device=self.nodes.device))
+        theta = self.theta(h).unflatten(1, (self.n, -1))
+        f, a, b = self.transform(theta)
+        s = a.exp() * f(self.nodes[:, None, None].expand(-1, *a.shape)) + b  # (NODES, K, n)
+        weights = self.weights[:, None, None]
+        means = (weights * s).sum(0)
+        variances = (weights * (s - means) ** 2).sum(0)
+        return theta, means.mean(0), variances.mean(0).sqrt()
+
+    def transform(self, theta: Tensor) -> tuple[MonotonicRQSTransform, Tensor, Tensor]:
+        """The splines of theta (..., n, 3 bins + 1), and the log scales and shifts after them (..., n)."""
+        *spline, a, b = theta.split(self.parts, dim=-1)
+        return MonotonicRQSTransform(*spline, bound=self.bound), a[..., 0], b[..., 0]
 
 
 class StyleDiscriminator(nn.Module):
@@ -330,9 +362,11 @@ class StyleDiscriminator(nn.Module):
 def smoothness(s: Tensor, s_a: Tensor, y: Tensor, alpha: float) -> Tensor:
     """max(alpha + |s - s_a| - |s - s_n|, 0), mean over the styles (B, n) that have a negative.
 
-    The negative s_n is the nearest other style of the same domain in the batch.
+    |s| is the root mean square of the n components. The negative s_n is the nearest other style of
+    the same domain in the batch.
     """
     s, s_a = (x.float() if x.dtype is torch.bfloat16 else x for x in (s, s_a))
+    s, s_a = s / s.shape[1] ** 0.5, s_a / s.shape[1] ** 0.5
     with torch.no_grad():
         distance = (s[:, None] - s).norm(dim=2)  # (B, B)
         other = y[:, None] != y
