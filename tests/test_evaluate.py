@@ -303,6 +303,24 @@ def test_too_few_images_are_left_out_by_name(tmp_path, munit):
         unpaired.evaluate(munit, data=str(none), say=quiet)
 
 
+def test_means_are_of_the_directions_that_have_a_metric():
+    def direction(model, floor):
+        return {"way": "latent", "rows": {"model": model, "untranslated": floor}}
+
+    rows = [
+        direction({"KID": 1.0, "SWD": 10.0}, {"KID": 3.0}),
+        direction({"SWD": 20.0}, {}),
+        direction({"KID": 2.0, "SWD": 30.0}, {"KID": 5.0}),
+        direction({"KID": 9.0, "SWD": 40.0}, {}),  # without the floor's it would be unfair
+    ]
+    tools = evaluation.Tools(evaluation.PROTOCOLS["quick"], 0, torch.device("cpu"), print)
+    found = evaluation.means(rows, tools)
+    assert found == {
+        "latent": {"model": {"KID": 1.5, "SWD": 25.0}, "untranslated": {"KID": 4.0}},
+    }
+    assert tools.left_out == ["2 directions from the means of KID: too few images for it there."]
+
+
 def test_test_images_that_were_trained_on_are_told(tmp_path, data, munit):
     leaky = tmp_path / "leaky"
     shutil.copytree(data / "train", leaky / "train")

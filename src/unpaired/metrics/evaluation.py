@@ -164,7 +164,7 @@ def evaluate(
         tools.leave_out(
             "every direction: fewer than two domains hold training and held-out images."
         )
-    result["means"] = means(rows)
+    result["means"] = means(rows, tools)
     result["styles"] = styles(method, sides, tools)
     if settings.root == "scenes" and config.method_class().layout != "unlabelled":
         try:
@@ -410,19 +410,32 @@ def told(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{metric(name).arrow or ' '} {name:<32}{value:>14.4g}"
 
 
-def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Row]]:
-    """For each way the mean over the directions of every metric that all of them have."""
+def means(rows: Sequence[Mapping[str, Any]], tools: Tools) -> dict[str, dict[str, Row]]:
+    """For each way the mean of every metric over the directions that have it, the same ones for all rows.
+
+    A direction to a domain of few images lacks some; how many are left out is said.
+    """
     found: dict[str, dict[str, Row]] = {}
+    few: dict[int, dict[str, None]] = {}
     for way in dict.fromkeys(r["way"] for r in rows):
         of = [r["rows"] for r in rows if r["way"] == way]
-        found[way] = {
-            name: {
-                column: round(sum(r[name][column] for r in of) / len(of), 6)
-                for column in of[0][name]
-                if all(column in r[name] for r in of)
-            }
-            for name in of[0]
-        }
+        found[way] = {name: {} for name in of[0]}
+        for column in dict.fromkeys(c for r in of for row in r.values() for c in row):
+            names = [name for name in of[0] if any(column in r[name] for r in of)]
+            those = [r for r in of if all(column in r[name] for name in names)]
+            if not those:
+                continue
+            if len(those) < len(of):
+                few.setdefault(len(of) - len(those), {})[column] = None
+            for name in names:
+                found[way][name][column] = round(
+                    sum(r[name][column] for r in those) / len(those), 6
+                )
+    for n, columns in few.items():
+        ways = f"{n} direction{'s' * (n > 1)}"
+        tools.leave_out(
+            f"{ways} from the means of {', '.join(columns)}: too few images for it there."
+        )
     return found
 
 
