@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from unpaired.networks import blocks, memory
-from unpaired.networks.blocks import Conv, UpConv, reflect, up_conv
+from unpaired.networks.blocks import Conv, UpConv, reflect, up_conv, up_conv_zeros
 from unpaired.networks.memory import padded
 from unpaired.networks.norms import InstanceNorm, LayerNorm, StandardiseLayer, adain
 from unpaired.networks.patch import MultiScale
@@ -14,16 +14,19 @@ from unpaired.networks.patch import MultiScale
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (8, 24), (24, 25), (31, 40)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_up_conv_is_upsampling_then_a_convolution(size, biased):
+@pytest.mark.parametrize("up, k", [(up_conv, 5), (up_conv_zeros, 3)])
+def test_up_conv_is_upsampling_then_a_convolution(up, k, size, biased):
     """Values and gradients to rounding, the border included, on either side of the size from which it is folded."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
-    x, weight, bias = random(2, 5, *size), random(3, 5, 5, 5), random(3) if biased else None
-    expected = F.conv2d(reflect(F.interpolate(x, scale_factor=2), 2), weight, bias)
-    found = up_conv(x, weight, bias)
+    x, weight, bias = random(2, 5, *size), random(3, 5, k, k), random(3) if biased else None
+    large = F.interpolate(x, scale_factor=2)
+    large = reflect(large, 2) if k == 5 else F.pad(large, (1, 1, 1, 1))
+    expected = F.conv2d(large, weight, bias)
+    found = up(x, weight, bias)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     inputs = [t for t in (x, weight, bias) if t is not None]
     direction = torch.randn_like(expected)

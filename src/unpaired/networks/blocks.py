@@ -66,22 +66,19 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             lambda t: reflect(F.interpolate(t, scale_factor=2), 2),
             lambda t: F.conv2d(t, weight, bias),
         )
-    # Each phase of the large map is a 3x3 convolution of the small one, as if padded by repetition: its taps are sums.
-    taps = weight.new_tensor(
+    # Each phase of the large map is a 3x3 convolution of the small one, as if padded by repetition.
+    kernels = phases(
+        weight,
         [
             [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]],
             [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]],
-        ]
-    )  # (phase, tap of the 3, tap of the 5)
-    o, c = weight.shape[:2]
-    phases = weight.reshape(o * c, 25) @ torch.einsum("pik,qjl->klpqij", taps, taps).reshape(25, 36)
-    phases = phases.view(o, c, 4, 9).permute(2, 0, 1, 3).reshape(4 * o, c, 3, 3)
-    phases = phases.contiguous(memory_format=torch.channels_last)
+        ],
+    )
     biases = None if bias is None else bias.repeat(4)
     y = padded(
         x,
         lambda t: F.pad(t, (1, 1, 1, 1), mode="replicate"),
-        lambda t: F.conv2d(t, phases, biases),
+        lambda t: F.conv2d(t, kernels, biases),
     )
 
     # Reflection differs from repetition only in the outermost padding, which only the outermost pixels see, by one tap.
@@ -100,6 +97,57 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     top = row(x[:, :, :1], x[:, :, 1:2], weight[:, :, 0])
     bottom = row(x[:, :, -1:], x[:, :, -2:-1], weight[:, :, 4])
     return Framed.apply(y, left, right, top, bottom)
+
+
+def up_conv_zeros(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d(nearest(x, 2), weight, bias, padding=1) for a 3x3 kernel, to rounding: four 2x2 convolutions.
+
+    That is 2.25 times less work, and there is no border to mind: zeros stay zeros when they are enlarged.
+    """
+    kernels = phases(weight, [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+    biases = None if bias is None else bias.repeat(4)
+    return Interleaved.apply(without(x, lambda t: F.conv2d(t, kernels, biases, padding=1)))
+
+
+def phases(weight: Tensor, taps: list[list[list[int]]]) -> Tensor:
+    """(C', C, k, k) -> (4 C', C, n, n): for each pixel of the 2x2 that a pixel becomes, its kernel of the small map.
+
+    Its taps are sums of the large kernel's: `taps` are (pixel of 2, tap of the n, tap of the k), for a side.
+    """
+    t = weight.new_tensor(taps)
+    o, c, k = weight.shape[:3]
+    n = t.shape[1]
+    sums = torch.einsum("pik,qjl->klpqij", t, t).reshape(k * k, 4 * n * n)
+    every = (weight.reshape(o * c, k * k) @ sums).view(o, c, 4, n * n).permute(2, 0, 1, 3)
+    return every.reshape(4 * o, c, n, n).contiguous(memory_format=torch.channels_last)
+
+
+class Interleaved(torch.autograd.Function):
+    """Four maps, one for each pixel of 2x2, as one; the maps of lower and right pixels begin one pixel later.
+
+    (B, 4 C, H + 1, W + 1) -> (B, C, 2 H, 2 W), channels last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        b, c, h, w = y.shape[0], y.shape[1] // 4, y.shape[2] - 1, y.shape[3] - 1
+        four = y.permute(0, 2, 3, 1).reshape(b, h + 1, w + 1, 2, 2, c)
+        z = y.new_empty(b, h, 2, w, 2, c)
+        for p, q in PIXELS:
+            z[:, :, p, :, q] = four[:, p : p + h, q : q + w, p, q]
+        return z.view(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        b, c, h, w = g.shape[0], g.shape[1], g.shape[2] // 2, g.shape[3] // 2
+        z = g.permute(0, 2, 3, 1).reshape(b, h, 2, w, 2, c)
+        four = g.new_zeros(b, h + 1, w + 1, 2, 2, c)
+        for p, q in PIXELS:
+            four[:, p : p + h, q : q + w, p, q] = z[:, :, p, :, q]
+        return four.view(b, h + 1, w + 1, 4 * c).permute(0, 3, 1, 2)
+
+
+PIXELS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 class Framed(torch.autograd.Function):

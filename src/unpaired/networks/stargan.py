@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unpaired.errors import ConfigProblem
-from unpaired.networks.blocks import kaiming
-from unpaired.networks.memory import leaky_relu, padded, without
+from unpaired.networks.blocks import kaiming, up_conv_zeros
+from unpaired.networks.memory import leaky_relu, without
 from unpaired.networks.norms import InstanceNorm, adain
 
 SLOPE = 0.2  # of leaky ReLU
@@ -140,9 +140,9 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """`Down` mirrored: with a style by AdaIN, at `scale` times the size.
+    """`Down` mirrored: with a style by AdaIN, at `scale` times the size, 1 or 2.
 
-    (B, a, H, W), (B, style_dim) -> (B, b, 2 H, 2 W)
+    (B, a, H, W), (B, style_dim) -> (B, b, scale H, scale W)
     """
 
     def __init__(self, a: int, b: int, style_dim: int, scale: int = 2) -> None:
@@ -151,10 +151,15 @@ class Up(nn.Module):
         self.conv_1 = nn.Conv2d(a, b, 3, padding=1)
         self.conv_2 = nn.Conv2d(b, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
-        self.resize = nn.Upsample(scale_factor=scale) if scale > 1 else nn.Identity()
+        self.resize = nn.Upsample(scale_factor=2) if scale > 1 else nn.Identity()
+        self.scale = scale
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        h = padded(modulate(x, self.style_1(s), SLOPE), self.resize, self.conv_1)
+        h = modulate(x, self.style_1(s), SLOPE)
+        if self.scale > 1:
+            h = up_conv_zeros(h, self.conv_1.weight, self.conv_1.bias)
+        else:
+            h = without(h, self.conv_1)
         h = without(modulate(h, self.style_2(s), SLOPE), self.conv_2)
         return (self.resize(self.skip(x)) + h) / math.sqrt(2)
 
