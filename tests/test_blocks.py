@@ -1,12 +1,14 @@
 """The pieces of networks, against what they stand for."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from unpaired.networks import blocks, memory
-from unpaired.networks.blocks import Conv, UpConv, reflect, up_conv, up_conv_zeros
+from unpaired.networks.blocks import Conv, UpConv, down_conv, reflect, up_conv, up_conv_zeros
 from unpaired.networks.memory import padded
 from unpaired.networks.norms import InstanceNorm, LayerNorm, StandardiseLayer, adain
 from unpaired.networks.patch import MultiScale
@@ -14,8 +16,8 @@ from unpaired.networks.patch import MultiScale
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (8, 24), (24, 25), (31, 40)])
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("up, k", [(up_conv, 5), (up_conv_zeros, 3)])
-def test_up_conv_is_upsampling_then_a_convolution(up, k, size, biased):
+@pytest.mark.parametrize("k", [5, 3])
+def test_up_conv_is_upsampling_then_a_convolution(k, size, biased):
     """Values and gradients to rounding, the border included, on either side of the size from which it is folded."""
     generator = torch.Generator().manual_seed(0)
 
@@ -26,7 +28,7 @@ def test_up_conv_is_upsampling_then_a_convolution(up, k, size, biased):
     large = F.interpolate(x, scale_factor=2)
     large = reflect(large, 2) if k == 5 else F.pad(large, (1, 1, 1, 1))
     expected = F.conv2d(large, weight, bias)
-    found = up(x, weight, bias)
+    found = up_conv(x, weight, bias) if k == 5 else up_conv_zeros(x, Like(weight, bias))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     inputs = [t for t in (x, weight, bias) if t is not None]
     direction = torch.randn_like(expected)
@@ -36,6 +38,36 @@ def test_up_conv_is_upsampling_then_a_convolution(up, k, size, biased):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (7, 9), (16, 6)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_down_conv_is_a_convolution_then_pooling(size, biased):
+    """Values, gradients and the gradients of a penalty on gradients, to rounding, also where sides are odd."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    x, weight, bias = random(2, 5, *size), random(3, 5, 3, 3), random(3) if biased else None
+    inputs = [t for t in (x, weight, bias) if t is not None]
+
+    def all_of(y):
+        first = torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), inputs)
+        return (y, *first, *second)
+
+    found = all_of(down_conv(x, Like(weight, bias)))
+    expected = all_of(F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-9)
+
+
+class Like(NamedTuple):
+    """A convolution, as far as its weights go."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 def plain_adain(x, shift, scale, eps=1e-5):

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from unpaired.errors import ConfigProblem
 from unpaired.losses import kl_normal, l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, frozen
+from unpaired.networks.blocks import down_conv
 from unpaired.networks.norms import InstanceNorm
 from unpaired.networks.patchgan import PatchGAN
 from unpaired.networks.resnet import gaussian
@@ -238,8 +239,8 @@ class HalvingResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_1(F.leaky_relu(self.norm(x), 0.2))
-        h = self.conv_2(F.leaky_relu(self.norm(h), 0.2))
-        return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
+        h = down_conv(F.leaky_relu(self.norm(h), 0.2), self.conv_2)
+        return h + self.shortcut(F.avg_pool2d(x, 2))
 
 
 class TwoScales(nn.Module):

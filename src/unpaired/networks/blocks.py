@@ -99,14 +99,28 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return Framed.apply(y, left, right, top, bottom)
 
 
-def up_conv_zeros(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d(nearest(x, 2), weight, bias, padding=1) for a 3x3 kernel, to rounding: four 2x2 convolutions.
+def up_conv_zeros(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(nearest(x, 2)) for a 3x3 convolution padded with zeros, to rounding: four 2x2 convolutions of the small map.
 
     That is 2.25 times less work, and there is no border to mind: zeros stay zeros when they are enlarged.
+    (B, C, H, W) -> (B, C', 2 H, 2 W).
     """
-    kernels = phases(weight, [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-    biases = None if bias is None else bias.repeat(4)
+    kernels = phases(conv.weight, [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+    biases = None if conv.bias is None else conv.bias.repeat(4)
     return Interleaved.apply(without(x, lambda t: F.conv2d(t, kernels, biases, padding=1)))
+
+
+def down_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """avg_pool2d(conv(x), 2) for a 3x3 convolution padded with zeros, to rounding: one of 4x4 and stride 2.
+
+    That is 2.25 times less work. (B, C, H, W) -> (B, C', H / 2, W / 2).
+    """
+    o, c = conv.weight.shape[:2]
+    t = conv.weight.new_tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
+    sums = torch.einsum("ik,jl->klij", t, t).reshape(9, 16)
+    kernel = (conv.weight.reshape(o * c, 9) @ sums).view(o, c, 4, 4)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    return without(x, lambda t: F.conv2d(t, kernel, conv.bias, stride=2, padding=1))
 
 
 def phases(weight: Tensor, taps: list[list[list[int]]]) -> Tensor:

@@ -8,9 +8,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unpaired.errors import ConfigProblem
-from unpaired.networks.blocks import kaiming, up_conv_zeros
+from unpaired.networks.blocks import down_conv, kaiming, up_conv_zeros
 from unpaired.networks.memory import leaky_relu, without
 from unpaired.networks.norms import InstanceNorm, adain
 
@@ -33,7 +34,7 @@ class Generator(nn.Module):
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, widths[0], 3, padding=1),
             *(Down(a, b, norm) for a, b in zip(widths, widths[1:], strict=False)),
-            *(Down(inner, inner, norm, pool=nn.Identity()) for _ in range(2)),
+            *(Down(inner, inner, norm, halves=False) for _ in range(2)),
         )
         self.decoder = Decoder(channels, widths, style_dim)
         kaiming(self)
@@ -48,7 +49,7 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, widths: Sequence[int], style_dim: int) -> None:
         super().__init__()
         inner, outwards = widths[-1], widths[::-1]
-        self.blocks = nn.ModuleList(Up(inner, inner, style_dim, scale=1) for _ in range(2))
+        self.blocks = nn.ModuleList(Up(inner, inner, style_dim, doubles=False) for _ in range(2))
         self.blocks.extend(
             Up(a, b, style_dim) for a, b in zip(outwards, outwards[1:], strict=False)
         )
@@ -110,7 +111,7 @@ class Discriminator(nn.Module):
 
 
 class Down(nn.Module):
-    """(x + two 3x3 convolutions of x) / sqrt(2), pre-activated, at half the size.
+    """(x + two 3x3 convolutions of x) / sqrt(2), pre-activated, at half the size or, where it halves not, at the same.
 
     (B, a, H, W) -> (B, b, H / 2, W / 2)
     """
@@ -120,19 +121,21 @@ class Down(nn.Module):
         a: int,
         b: int,
         norm: Callable[[int], nn.Module] = nn.Identity,
-        pool: nn.Module | None = None,
+        halves: bool = True,
     ) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = norm(a), norm(a)
         self.conv_1 = nn.Conv2d(a, a, 3, padding=1)
         self.conv_2 = nn.Conv2d(a, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
-        self.pool = pool or nn.AvgPool2d(2)
+        self.halves = halves
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.pool(without(self.activated(self.norm_1, x), self.conv_1))
+        h = self.activated(self.norm_1, x)
+        h = down_conv(h, self.conv_1) if self.halves else without(h, self.conv_1)
         h = without(self.activated(self.norm_2, h), self.conv_2)
-        return (self.skip(self.pool(x)) + h) / math.sqrt(2)  # pooled first: a quarter of the work
+        x = F.avg_pool2d(x, 2) if self.halves else x  # before the skip: a quarter of the work
+        return (self.skip(x) + h) / math.sqrt(2)
 
     @staticmethod
     def activated(norm: nn.Module, x: Tensor) -> Tensor:
@@ -140,28 +143,26 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """`Down` mirrored: with a style by AdaIN, at `scale` times the size, 1 or 2.
+    """`Down` mirrored: with a style by AdaIN, at twice the size or, where it doubles not, at the same.
 
-    (B, a, H, W), (B, style_dim) -> (B, b, scale H, scale W)
+    (B, a, H, W), (B, style_dim) -> (B, b, 2 H, 2 W)
     """
 
-    def __init__(self, a: int, b: int, style_dim: int, scale: int = 2) -> None:
+    def __init__(self, a: int, b: int, style_dim: int, doubles: bool = True) -> None:
         super().__init__()
         self.style_1, self.style_2 = nn.Linear(style_dim, 2 * a), nn.Linear(style_dim, 2 * b)
         self.conv_1 = nn.Conv2d(a, b, 3, padding=1)
         self.conv_2 = nn.Conv2d(b, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
-        self.resize = nn.Upsample(scale_factor=2) if scale > 1 else nn.Identity()
-        self.scale = scale
+        self.doubles = doubles
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         h = modulate(x, self.style_1(s), SLOPE)
-        if self.scale > 1:
-            h = up_conv_zeros(h, self.conv_1.weight, self.conv_1.bias)
-        else:
-            h = without(h, self.conv_1)
+        h = up_conv_zeros(h, self.conv_1) if self.doubles else without(h, self.conv_1)
         h = without(modulate(h, self.style_2(s), SLOPE), self.conv_2)
-        return (self.resize(self.skip(x)) + h) / math.sqrt(2)
+        x = self.skip(x)
+        x = F.interpolate(x, scale_factor=2) if self.doubles else x  # after the skip: the same
+        return (x + h) / math.sqrt(2)
 
 
 def modulate(x: Tensor, numbers: Tensor, slope: float | None = None) -> Tensor:

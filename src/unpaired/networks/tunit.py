@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unpaired.method import fp32
-from unpaired.networks.blocks import Conv, Residual, kaiming, reflect
-from unpaired.networks.memory import padded
+from unpaired.networks.blocks import Conv, Residual, down_conv, kaiming, reflected, up_conv
 from unpaired.networks.norms import InstanceNorm, adain
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -137,7 +136,7 @@ class Decoder(nn.Module):
             h = self.residuals[i](c, parts[i], slope=0.0)
             c = c + 0.1 * self.residuals[i + 1](h, parts[i + 1])
         for conv, part in zip(self.up, parts[4:], strict=True):
-            c = conv(c, part, enlarge=2, slope=0.0)
+            c = conv(c, part, doubles=True, slope=0.0)
         return self.rgb(c)
 
 
@@ -148,15 +147,14 @@ class StyleConv(nn.Conv2d):
         super().__init__(c_in, c_out, kernel)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, numbers: Tensor, enlarge: int = 1, slope: float | None = None
+        self, x: Tensor, numbers: Tensor, doubles: bool = False, slope: float | None = None
     ) -> Tensor:
         shift, scale = numbers.chunk(2, dim=1)
-
-        def pad(t: Tensor) -> Tensor:
-            t = F.interpolate(t, scale_factor=enlarge) if enlarge > 1 else t
-            return reflect(t, self.kernel_size[0] // 2)
-
-        return adain(padded(x, pad, super().forward), shift, scale, slope=slope)
+        if doubles:
+            h = up_conv(x, self.weight, self.bias)
+        else:
+            h = reflected(x, self.kernel_size[0] // 2, super().forward)
+        return adain(h, shift, scale, slope=slope)
 
 
 class Discriminator(nn.Module):
@@ -167,7 +165,7 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(channels, dim, 3, padding=1)]
         for _ in range(int(math.log2(side)) - 2):
             wide = min(2 * dim, max_dim)
-            layers += [FRNResidual(dim, dim), FRNResidual(dim, wide, nn.AvgPool2d(2))]
+            layers += [FRNResidual(dim, dim), FRNResidual(dim, wide, halves=True)]
             dim = wide
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(dim, dim, 4), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*layers)
@@ -182,21 +180,23 @@ class Discriminator(nn.Module):
 class FRNResidual(nn.Module):
     """(x + two 3x3 convolutions of x) / sqrt(2), pre-activated by filter response norm.
 
-    (B, a, H, W) -> (B, b, H, W), or half the size with a `pool`.
+    (B, a, H, W) -> (B, b, H, W), or half the size where it `halves`.
     """
 
-    def __init__(self, a: int, b: int, pool: nn.Module | None = None) -> None:
+    def __init__(self, a: int, b: int, halves: bool = False) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = FilterResponseNorm(a), FilterResponseNorm(a)
         self.conv_1 = nn.Conv2d(a, a, 3, padding=1)
         self.conv_2 = nn.Conv2d(a, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
-        self.pool = pool or nn.Identity()
+        self.halves = halves
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.pool(self.conv_1(self.norm_1(x)))
+        h = self.norm_1(x)
+        h = down_conv(h, self.conv_1) if self.halves else self.conv_1(h)
         h = self.conv_2(self.norm_2(h))
-        return (self.skip(self.pool(x)) + h) / math.sqrt(2)  # pooled first: a quarter of the work
+        x = F.avg_pool2d(x, 2) if self.halves else x  # before the skip: a quarter of the work
+        return (self.skip(x) + h) / math.sqrt(2)
 
 
 class FilterResponseNorm(nn.Module):
