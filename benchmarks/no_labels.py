@@ -124,7 +124,6 @@ def survival(run: Path, data: str, step: int) -> dict[str, float]:
     return known["shares"]
 
 
-@torch.inference_mode()
 def survived(run: Path, data: str) -> dict[str, float]:
     """Of test images in the style of one of another found domain: the share that shows the label of that image,
     "taken", and the share that shows what the input shows, "kept"; and both before translating. What no classifier of
@@ -138,20 +137,21 @@ def survived(run: Path, data: str) -> dict[str, float]:
     )
     order = np.random.default_rng(0).permutation(len(held))[:INPUTS]
     inputs, references = held.at(order.tolist()), held.at(np.roll(order, 1).tolist())
-    x, ref = (images.tensor(t.device) for images in (inputs, references))
-    found, target = (
-        torch.cat([method.assign(part).argmax(1) for part in of.split(64)]) for of in (x, ref)
-    )
-    away = (found != target).nonzero()[:, 0].tolist()
-    if not away:
-        return {}
-    x, ref, inputs, references = x[away], ref[away], inputs.at(away), references.at(away)
-    y = torch.cat(
-        [
-            method.translate(a, 0, 0, method.encode_style(b, 0)).clamp(-1, 1)
-            for a, b in zip(x.split(64), ref.split(64), strict=True)
-        ]
-    )
+    with torch.inference_mode():
+        x, ref = (images.tensor(t.device) for images in (inputs, references))
+        found, target = (
+            torch.cat([method.assign(part).argmax(1) for part in of.split(64)]) for of in (x, ref)
+        )
+        away = (found != target).nonzero()[:, 0].tolist()
+        if not away:
+            return {}
+        x, ref, inputs, references = x[away], ref[away], inputs.at(away), references.at(away)
+        y = torch.cat(
+            [
+                method.translate(a, 0, 0, method.encode_style(b, 0)).clamp(-1, 1)
+                for a, b in zip(x.split(64), ref.split(64), strict=True)
+            ]
+        )
     judge = Tools(PROTOCOLS["quick"], 0, t.device, say)
     shares: dict[str, float] = {}
     for name, said, of in (("taken", kinds, references), ("kept", shown, inputs)):
@@ -163,7 +163,8 @@ def survived(run: Path, data: str) -> dict[str, float]:
             continue
         true = torch.tensor([list(parts).index(word) for word in said(of, data, dataset.labels)])
         for row, images in ((name, y), (f"{name}, untranslated", x)):
-            guess = torch.cat([net(part).argmax(1) for part in images.split(256)]).cpu()
+            with torch.inference_mode():
+                guess = torch.cat([net(part).argmax(1) for part in images.split(256)]).cpu()
             shares[row] = round(float((guess == true).double().mean()), 4)
     return shares
 
