@@ -45,6 +45,7 @@ from unpaired.networks.stargan import select
 DOMAINS = {2: (1, 3, 5, 9), 3: (1, 4, 7, 11)}  # n: K below, at and above 2n + 1
 SCENE_DOMAINS = {2: (3, 5, 8), 3: (4, 7, 10)}
 METHODS = ("dsm", "stargan_v2")  # on scenes
+APART = 0.3  # farther, the domains of F overlap too little to tell the axes: docs/methods/dsm.md
 OUT = Path("runs/identifiability")
 READER_IMAGES = 200  # of each of its ten domains
 
@@ -74,7 +75,7 @@ class Game(nn.Module):
 
     def __init__(self, n: int, domains: int, width: int = 128) -> None:
         super().__init__()
-        self.F = Flow(domains, n, 64, bins=8, bound=5.0)
+        self.F = Flow(domains, n, 64, bins=8, bound=5.0, apart=APART)
         self.G = perceptron(n, width, n)
         self.D = perceptron(n, width, domains)
 
@@ -194,6 +195,7 @@ def scenes(method: str, n: int, K: int, seed: int, args: argparse.Namespace) -> 
     run = OUT / f"{method}-n{n}-K{K}-seed{seed}-{args.steps}"
     words = ["--method", method, "--preset", "small", "--data", data, f"train.seed={seed}"]
     words += [f"data.size={SIZE}", "data.flip=false", f"method.style_dim={n}"]
+    words += [f"method.apart={APART}"] * (method == "dsm")
     words += [
         f"train.steps={args.steps}",
         "train.save_every=200",

@@ -16,7 +16,7 @@ METRICS = golden.load("metrics")
 def flow(n=3, domains=2, std=1.0):
     """A flow far from the identity."""
     torch.manual_seed(0)
-    net = dsm.Flow(domains, n, 16, bins=8, bound=5.0).double()
+    net = dsm.Flow(domains, n, 16, bins=8, bound=5.0, apart=1.0).double()
     torch.nn.init.normal_(net.theta.weight, std=std)
     return net
 
@@ -47,15 +47,16 @@ class TestFlow:
         s = net(z, y)
         torch.testing.assert_close(s[2] - s[1], 3 * (s[1] - s[0]))
 
-    def test_starts_as_noise_shifted_in_every_domain(self):
+    @pytest.mark.parametrize("apart", [1.0, 0.3])
+    def test_starts_as_noise_shifted_in_every_domain(self, apart):
         torch.manual_seed(0)
-        net, z = dsm.Flow(6, 40, 16, bins=8, bound=5.0), noise(60, 40).float()
+        net, z = dsm.Flow(6, 40, 16, bins=8, bound=5.0, apart=apart), noise(60, 40).float()
         shifts = []
         for u in range(6):
             shift = net(z, torch.full((60,), u)) - z
             assert (shift - shift.mean(0)).abs().max() < 0.1
             shifts.append(shift.mean(0))
-        assert torch.stack(shifts).std().item() == pytest.approx(1, abs=0.3)
+        assert torch.stack(shifts).std().item() == pytest.approx(apart, rel=0.3)
 
     def test_no_domain_can_be_told_from_scale_or_place_of_all(self):
         """The mean of each component over the domains is 0, its mean variance in them 1."""

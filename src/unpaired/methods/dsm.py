@@ -28,8 +28,9 @@ D: what follows is what the source leaves open, what we chose, and why.
 
 - f: rational-quadratic splines (Durkan et al., NeurIPS 2019), 8 `bins`, the identity beyond
   `bound` = 5: what two public libraries of flows agree on; then a scale and a shift. The domains
-  start as noise shifted by N(0, 1) in each component: G learns of the domain through s alone, and
-  where all began at the same place F tore them apart before anything else (docs/log.md).
+  start as noise shifted by N(0, `apart`^2) in each component: G learns of the domain through s
+  alone, and where all began at the same place F tore them apart before anything else (docs/log.md).
+  Farther than 1, they hardly overlap, and G may use the components differently in each.
   `flow=false` puts StarGAN v2's mapping network in its place.
 - The scale of a component says nothing, as it is found up to an invertible function. It is fixed: a
   mean of 0 over the domains, a mean variance of 1 within them. Left free, F shrank to one style.
@@ -101,6 +102,7 @@ class Config(MethodConfig):
     mirror: bool = False  # in x_a: for images that are as good mirrored
     bins: int = Field(8, ge=2)
     bound: float = Field(5.0, gt=0)
+    apart: float = Field(1.0, ge=0)  # standard deviation of the domains' shifts at the start
     style_dim: int = Field(64, ge=1)
     mlp_dim: int = Field(512, ge=1)
     d_dim: int = Field(256, ge=1)  # of D_s
@@ -160,7 +162,7 @@ class DSM(Method):
         whole = widths(side, 4, config.width, config.max_dim)
         self.G = Generator(channels, outer, config.style_dim)
         self.F = (
-            Flow(K, config.style_dim, config.mlp_dim, config.bins, config.bound)
+            Flow(K, config.style_dim, config.mlp_dim, config.bins, config.bound, config.apart)
             if config.flow
             else Mapping(config.style_dim, config.mlp_dim, config.style_dim, K)
         )
@@ -289,7 +291,9 @@ class Flow(nn.Module):
     invertible; in fp32, as bf16 would tear the bins.
     """
 
-    def __init__(self, domains: int, n: int, dim: int, bins: int, bound: float) -> None:
+    def __init__(
+        self, domains: int, n: int, dim: int, bins: int, bound: float, apart: float
+    ) -> None:
         super().__init__()
         self.nodes: Tensor
         self.weights: Tensor
@@ -303,18 +307,18 @@ class Flow(nn.Module):
         )
         self.theta = nn.Linear(dim, n * sum(self.parts))
         kaiming(self)
-        self.spread()
+        self.spread(apart)
         nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
         for name, x in {"nodes": nodes, "weights": weights / weights.sum()}.items():
             self.register_buffer(name, x.to(torch.get_default_dtype()), persistent=False)
 
     @torch.no_grad()
-    def spread(self) -> None:
-        """Starts as the identity, near enough, after which domains are shifted by N(0, 1) in each component."""
+    def spread(self, apart: float) -> None:
+        """Starts as the identity, near enough, then shifts of the domains of N(0, apart^2) in each component."""
         nn.init.normal_(self.theta.weight, std=1e-3)
         shifts = self.theta.weight.unflatten(0, (self.n, -1))[:, -1]
         h = self.mlp(torch.arange(self.domains))
-        nn.init.normal_(shifts).mul_(h.square().sum(1).mean().clamp(min=1e-6).rsqrt())
+        nn.init.normal_(shifts, std=apart).mul_(h.square().sum(1).mean().clamp(min=1e-6).rsqrt())
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         with fp32(z):
