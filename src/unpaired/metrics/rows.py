@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -90,6 +90,13 @@ class Tools:
     domains: Trained | None = None  # a classifier of the domains
     labels: dict[int, tuple[Trained, list[str]]] = field(default_factory=dict)  # by target
     left_out: list[str] = field(default_factory=list)
+    made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What several directions have in common, made for the first."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def leave_out(self, sentence: str) -> None:
         if sentence not in self.left_out:
@@ -219,8 +226,12 @@ def measured(
     reals = at_most(d.real.some(WASSERSTEIN_IMAGES).tensor(tools.device), WASSERSTEIN_SIDE)
     truth = partners(d, paired or method.layout == "paired")
     held = {d.target: d.held.some(tools.protocol.inputs)}
+
+    def genuine() -> Row:
+        return of_images(held, d, tools).row(real, reals) | unlike(d.held, tools)
+
     floors = {
-        "real images": of_images(held, d, tools).row(real, reals) | unlike(d.held, tools),
+        "real images": tools.once(("real images", d.target), genuine),
         "untranslated": of_images(d.inputs, d, tools, truth).row(real, reals),
     }
     source = None if len(d.inputs) > 1 else method.domains[next(iter(d.inputs))]
@@ -292,8 +303,11 @@ class Styles:
         self.generator = torch.Generator().manual_seed(tools.seed)
         self.codes: Tensor | None = None
         if way == "reference":
-            references = d.held.some(STYLED).batches(CHUNK, tools.device)
-            self.codes = torch.cat([encoded(method, x, d.target) for x, _ in references])
+            self.codes = tools.once(("codes", method, d.target), self.encode)
+
+    def encode(self) -> Tensor:
+        references = self.d.held.some(STYLED).batches(CHUNK, self.tools.device)
+        return torch.cat([encoded(self.method, x, self.d.target) for x, _ in references])
 
     def __call__(self, n: int) -> Tensor | None:
         if self.way == "output":
