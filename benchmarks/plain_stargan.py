@@ -277,7 +277,7 @@ class PlainDSM(PlainStarGANv2):
 
     def mapping(self):
         w = self.w
-        flow = Flow(self.domains, w.style_dim, w.mlp_dim, w.bins, w.bound, w.apart)
+        flow = Flow(self.domains, w.style_dim, w.mlp_dim, w.bins, w.bound)
         return flow, {"lr": 1e-6, "weight_decay": 0.0}
 
     def aim(self, s):

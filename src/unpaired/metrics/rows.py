@@ -18,7 +18,7 @@ from unpaired.errors import DataProblem, Problem
 from unpaired.method import Method
 from unpaired.metrics.classifier import Trained
 from unpaired.metrics.distances import frechet, kid, manifold
-from unpaired.metrics.features import Features, Gatherer, Vectors, cached_vectors, resized
+from unpaired.metrics.features import Features, Gatherer, Vectors, cached_vectors, portions, resized
 from unpaired.metrics.images import Images
 from unpaired.metrics.matching import mean_correlation
 from unpaired.metrics.scores import (
@@ -351,8 +351,8 @@ def against(
     errors = torch.stack([per_image(y[known], real) for y in outputs])
     meter.note("paired error", errors.amin(0))
     if tools.lpips is not None:
-        maps = tools.lpips.maps(real)
-        each = [tools.lpips.distance(tools.lpips.maps(y[known]), maps) for y in outputs]
+        maps = perceived(tools.lpips, real)
+        each = [tools.lpips.distance(perceived(tools.lpips, y[known]), maps) for y in outputs]
         meter.note(f"paired LPIPS ({tools.lpips.name})", torch.stack(each).amin(0))
 
 
@@ -431,8 +431,8 @@ def pairs_of(n: int, kind: str) -> tuple[list[int], list[int]]:
 
 
 def perceived(lpips: LPIPS, x: Tensor) -> list[Tensor]:
-    """LPIPS's maps of many images, in chunks."""
-    parts = [lpips.maps(part) for part in x.split(CHUNK)]
+    """LPIPS's maps of many images."""
+    parts = [lpips.maps(part) for whole in x.split(CHUNK) for part in portions(whole)]
     return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
 
