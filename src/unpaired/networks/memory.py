@@ -20,7 +20,7 @@ Map = Callable[[Tensor], Tensor]
 
 def remade(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """`y`, of which `without` knows that `make` gives it again."""
-    if y.nbytes >= LEAST and y.grad_fn is not None and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and y.nbytes >= LEAST and y.grad_fn is not None:
         y.again = make  # type: ignore[attr-defined]
     return y
 
@@ -44,7 +44,7 @@ def without(x: Tensor, conv: Map) -> Tensor:
 
 def padded(x: Tensor, pad: Map, conv: Map) -> Tensor:
     """conv(pad(x)), for which autograd keeps `x` at most. `pad` may enlarge too: its gradient needs no values."""
-    if x.nbytes < LEAST or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.nbytes < LEAST or not torch.is_grad_enabled():
         return conv(pad(x))
     device, again = x.device, getattr(x, "again", x.detach)
 
