@@ -92,10 +92,11 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         change = F.pad(F.pad(change, (1, 1, 0, 0), "replicate"), (1, 1, 0, 0))
         return F.conv2d(change, tap[:, :, None]).transpose(2, 3)  # lying: three times faster
 
-    left = column(x[..., :1], x[..., 1:2], weight[..., 0])
-    right = column(x[..., -1:], x[..., -2:-1], weight[..., 4])
-    top = row(x[:, :, :1], x[:, :, 1:2], weight[:, :, 0])
-    bottom = row(x[:, :, -1:], x[:, :, -2:-1], weight[:, :, 4])
+    sides, (l, r, t, b) = Sides.apply(x), Sides.apply(weight)
+    left = column(sides[0][..., :1], sides[0][..., 1:], l[..., 0])
+    right = column(sides[1][..., 1:], sides[1][..., :1], r[..., 1])
+    top = row(sides[2][:, :, :1], sides[2][:, :, 1:], t[:, :, 0])
+    bottom = row(sides[3][:, :, 1:], sides[3][:, :, :1], b[:, :, 1])
     return Framed.apply(y, left, right, top, bottom)
 
 
@@ -162,6 +163,28 @@ class Interleaved(torch.autograd.Function):
 
 
 PIXELS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+class Sides(torch.autograd.Function):
+    """The two outermost columns at the left and at the right, and rows at the top and at the bottom.
+
+    Slices would each have a gradient of the size of the map, and not channels last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        ctx.of = torch.empty_like(x, device="meta"), x.device
+        return x[..., :2].clone(), x[..., -2:].clone(), x[:, :, :2].clone(), x[:, :, -2:].clone()
+
+    @staticmethod
+    def backward(ctx: Any, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
+        form, device = ctx.of
+        g = torch.zeros_like(form, dtype=left.dtype, device=device)
+        g[..., :2] += left
+        g[..., -2:] += right
+        g[:, :, :2] += top
+        g[:, :, -2:] += bottom
+        return g
 
 
 class Framed(torch.autograd.Function):
