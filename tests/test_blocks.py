@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from unpaired.losses import l1
 from unpaired.networks import blocks, memory
 from unpaired.networks.blocks import Conv, UpConv, down_conv, reflect, up_conv, up_conv_zeros
 from unpaired.networks.memory import padded
@@ -131,20 +132,31 @@ def test_blocks_are_the_plain_chain(kind, monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-def test_norms_of_a_blank_map_have_gradients():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_a_blank_map_have_gradients(dtype):
     """Blank images are blamed for losses that are not numbers: here they are not the cause."""
-    x = torch.full((2, 3, 8, 8), 0.7, requires_grad=True)
+    x = torch.full((2, 3, 8, 8), 0.7, dtype=dtype, requires_grad=True)
     for norm in (InstanceNorm(3), LayerNorm(3)):
         (gradient,) = torch.autograd.grad(norm(x).square().sum() + norm(x).sum(), x)
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("norm", [InstanceNorm(6, affine=True), LayerNorm(6)])
-def test_norms_of_bf16_are_those_of_fp32(norm):
-    """To the rounding of bf16 in and out: statistics are not taken in bf16."""
-    x = (20 + torch.randn(2, 6, 64, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
-    torch.testing.assert_close(norm(x).float(), norm(x.float()), rtol=2**-7, atol=2**-7)
-    assert norm(x).dtype is torch.bfloat16
+def test_norms_of_bf16_are_those_of_fp32(norm, batch):
+    """To the rounding of bf16 in and out: statistics are not taken in bf16, nor are gradients of scale and shift."""
+    torch.manual_seed(0)
+    x = (20 + torch.randn(batch, 6, 64, 64)).bfloat16().requires_grad_()
+    g = torch.randn_like(x)
+    seen = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        y = norm(x.to(dtype), slope=0.2)
+        assert y.dtype is dtype
+        seen[dtype] = [y, *torch.autograd.grad(y, [x, *norm.parameters()], g.to(dtype))]
+    close = 2**-7
+    for wide, narrow in zip(seen[torch.float32], seen[torch.bfloat16], strict=True):
+        size = wide.detach().abs().max().item()
+        torch.testing.assert_close(narrow.float(), wide.float(), rtol=close, atol=close * size)
 
 
 @pytest.mark.parametrize("dim", [8, 16, 64])
@@ -206,3 +218,24 @@ def test_leaky_relu_without_a_norm_keeps_one_map(always):
     leaky = torch.nn.LeakyReLU(0.2, inplace=True)
     net = torch.nn.Sequential(*(Conv(8, 8, 3, 1, 1, activation=leaky) for _ in range(4)))
     assert kept(net, x) < 4 + 0.1  # the last one is the output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_stay_channels_last(dtype):
+    """One that is contiguous makes all gradients before it so: every kernel on its way then copies maps to and fro."""
+    last = {"memory_format": torch.channels_last}
+    x = torch.randn(2, 8, 16, 16).to(dtype).contiguous(**last).requires_grad_()
+    weight = torch.randn(4, 8, 5, 5).to(dtype).contiguous(**last)
+    three = torch.nn.Conv2d(8, 4, 3, padding=1).to(dtype=dtype, **last)
+    target = torch.zeros_like(x)
+    losses = {
+        "l1": lambda: l1(x, target),
+        "up": lambda: up_conv(x, weight, None).square().sum(),
+        "up, zeros": lambda: up_conv_zeros(x, three).square().sum(),
+        "down": lambda: down_conv(x, three).square().sum(),
+        "adain": lambda: adain(x, *torch.ones(2, 2, 8)).square().sum(),
+        "layer norm": lambda: LayerNorm(8)(x, slope=0.2).square().sum(),
+    }
+    for name, loss in losses.items():
+        (g,) = torch.autograd.grad(loss(), x)
+        assert g.is_contiguous(**last), name

@@ -116,11 +116,9 @@ def down_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     That is 2.25 times less work. (B, C, H, W) -> (B, C', H / 2, W / 2).
     """
-    o, c = conv.weight.shape[:2]
     t = conv.weight.new_tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
-    sums = torch.einsum("ik,jl->klij", t, t).reshape(9, 16)
-    kernel = (conv.weight.reshape(o * c, 9) @ sums).view(o, c, 4, 4)
-    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    sums = torch.einsum("ik,jl->ijkl", t, t).reshape(16, 9)
+    kernel = (sums @ by_taps(conv.weight)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     return without(x, lambda t: F.conv2d(t, kernel, conv.bias, stride=2, padding=1))
 
 
@@ -130,11 +128,15 @@ def phases(weight: Tensor, taps: list[list[list[int]]]) -> Tensor:
     Its taps are sums of the large kernel's: `taps` are (pixel of 2, tap of the n, tap of the k), for a side.
     """
     t = weight.new_tensor(taps)
-    o, c, k = weight.shape[:3]
     n = t.shape[1]
-    sums = torch.einsum("pik,qjl->klpqij", t, t).reshape(k * k, 4 * n * n)
-    every = (weight.reshape(o * c, k * k) @ sums).view(o, c, 4, n * n).permute(2, 0, 1, 3)
-    return every.reshape(4 * o, c, n, n).contiguous(memory_format=torch.channels_last)
+    sums = torch.einsum("pik,qjl->pqijkl", t, t).reshape(4 * n * n, -1)
+    four = (sums @ by_taps(weight)).unflatten(1, (4, n, n))  # (C', 4, n, n, C)
+    return four.transpose(0, 1).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def by_taps(weight: Tensor) -> Tensor:
+    """(C', C, k, k) -> (C', k k, C): as a channels-last kernel lies in memory."""
+    return weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Interleaved(torch.autograd.Function):
