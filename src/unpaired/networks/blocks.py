@@ -77,7 +77,7 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     biases = None if bias is None else bias.repeat(4)
     y = padded(
         x,
-        lambda t: F.pad(t, (1, 1, 1, 1), mode="replicate"),
+        lambda t: pad(t, 1, "replicate"),
         lambda t: F.conv2d(t, kernels, biases),
     )
 
@@ -260,7 +260,13 @@ def reflected(x: Tensor, n: int, conv: Callable[[Tensor], Tensor]) -> Tensor:
 
 def reflect(x: Tensor, n: int) -> Tensor:
     """Pads `n` pixels on each side by reflection."""
-    return F.pad(x, (n, n, n, n), mode="reflect") if n else x
+    return pad(x, n, "reflect") if n else x
+
+
+def pad(x: Tensor, n: int, mode: str) -> Tensor:
+    """In the format of `x`: autocast would widen bf16 for it, on a CPU."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.pad(x, (n, n, n, n), mode=mode)
 
 
 def kaiming(net: nn.Module) -> None:
