@@ -123,6 +123,7 @@ def test_which_labels_survive_translation(able, taken, tmp_path, monkeypatch):
     monkeypatch.setattr(no_labels.Translator, "load", lambda path: Loaded)
 
     def reads(parts, flip, what, tools):
+        assert not torch.is_inference_mode_enabled()  # it learns
         assert [len(p.train) for p in parts.values()] == [8, 8]  # whatever share training is told
         if what.startswith("taken"):
             assert list(parts) == ["blau", "rot"]
