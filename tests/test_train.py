@@ -255,3 +255,20 @@ def test_bf16_trains(tmp_path):
     fit(config, tmp_path)
     record = RunFolder(tmp_path).read_log()[-1]
     assert record["losses"]["x_1"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # while it traces
+def test_compiled_networks_train(tmp_path, monkeypatch):
+    """Traced, batches of two sizes included; the code that it would be made into is torch's affair."""
+    compile = torch.nn.Module.compile
+    traced = []
+
+    def trace(net):
+        traced.append(type(net).__name__)
+        compile(net, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    run = tiny.run("munit", "train.compile=true", "train.precision=bf16-mixed", steps=2)
+    fit(run, tmp_path)
+    assert traced == ["AutoEncoder", "AutoEncoder", "MultiScale", "MultiScale"]
+    assert RunFolder(tmp_path).read_log()[-1]["losses"]["x_1"] > 0
