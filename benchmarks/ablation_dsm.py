@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from running import apart, digit_folders, figures_table, measured, tools, trained, weights
+from running import apart, digit_folders, figures_table, kept, measured, tools, trained, weights
 
 from unpaired import Translator
 from unpaired.checkpoint import RunFolder
@@ -96,7 +97,9 @@ def compare(name: str, data: Sequence[object], args: argparse.Namespace) -> str:
         step = trained(folder, *words, *args.settings, minutes=args.minutes)
         paired = ["--paired"] if name == "emoji" else []
         figures[run], notes[run] = measured(folder, step, *paired, *tools(args)), str(step)
-        styled[run] = mean(list(figures[run].get("styles", {}).values())) | dependence(folder)
+        of_styles = mean(list(figures[run].get("styles", {}).values()))
+        alone = kept(folder / "dependence.json", step, partial(dependence, folder))
+        styled[run] = of_styles | dict(alone)
     if not figures:
         return ""
     parts = [f"## {name}\n"]

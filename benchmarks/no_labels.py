@@ -22,12 +22,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from running import apart, digit_folders, start, status, table, tools, trained, weights
+from running import apart, digit_folders, kept, start, status, table, tools, trained, weights
 from running import measured as evaluated
 
 from unpaired.checkpoint import RunFolder
@@ -112,16 +113,6 @@ def measured(run: Path, step: int) -> dict[str, float]:
 
 
 # Translations ------------------------------------------------------------------------------------
-
-
-def survival(run: Path, data: str, step: int) -> dict[str, float]:
-    """`survived`, kept in the run."""
-    file = run / "survival.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if known.get("step") != step:
-        known = {"step": step, "shares": survived(run, data)}
-        file.write_text(json.dumps(known))
-    return known["shares"]
 
 
 def survived(run: Path, data: str) -> dict[str, float]:
@@ -337,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         used = f"{row['used']} of {K}"
         rows.append([name, *cells(row), used, f"{step}{cut}", f"{minutes:.1f}"])
         figures = evaluated(run, step, *tools(args))
-        outputs.append([name, *translations(figures, survival(run, entry.data, step))])
+        shares = kept(run / "survival.json", step, partial(survived, run, entry.data))
+        outputs.append([name, *translations(figures, shares)])
         text = write(rows, outputs)
     print(text)
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,15 @@ def measured(run: Path, step: int, *words: object) -> Mapping[str, Any]:
                 f"Measuring {run} ended with code {code}: the same command goes on from here."
             )
     return json.loads(file.read_text())
+
+
+def kept(file: Path, step: int, make: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+    """The figures that `make` finds of a run at `step`; they are in the file from then on."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("step") != step:
+        known = {"step": step, "figures": dict(make())}
+        file.write_text(json.dumps(known))
+    return known["figures"]
 
 
 def digit_folders(file: Path, target: Path, sets: Sequence[str], folder: str) -> Path:

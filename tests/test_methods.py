@@ -115,6 +115,22 @@ def test_a_round_moves_every_network_and_the_averages_follow(name, fabric):
     assert log
 
 
+@pytest.mark.parametrize(
+    "name, settings", [*((name, ()) for name in METHODS), ("dsm", ("method.flow=false",))]
+)
+def test_a_round_in_bf16(name, settings):
+    """Parts that leave autocast meet what bf16 networks gave."""
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    fabric.launch()
+    method, run = tiny.build(name, *settings)
+    optimizers = build_optimizers(method, run)
+    clips = dict.fromkeys(optimizers)
+    for step in (tiny.step(1), tiny.step(9)):  # early, and with all that comes later
+        log = train_step(fabric, method, optimizers, [tiny.batch(name)], [step], clips)
+        assert log and all(part.isfinite() for part in log.values())
+    assert all(p.dtype is torch.float32 and p.isfinite().all() for p in method.parameters())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_translates_every_way_it_offers(name):
     method, _ = tiny.build(name)

@@ -132,15 +132,20 @@ def test_which_labels_survive_translation(able, taken, tmp_path, monkeypatch):
         return lambda x: torch.stack([x[:, :, 16:, :16], x[:, :, :16, 16:]], 1).mean((2, 3, 4))
 
     monkeypatch.setattr(no_labels, "learn", reads)
-    shares = no_labels.survival(tmp_path / "run", "kinds", step=3)
+    shares = no_labels.survived(tmp_path / "run", "kinds")
     assert shares == {
         "taken": taken,
         "taken, untranslated": 0.0,
         "kept": 1.0,
         "kept, untranslated": 1.0,
     }
-    monkeypatch.setattr(no_labels, "survived", lambda *args: 1 / 0)  # it is kept
-    assert no_labels.survival(tmp_path / "run", "kinds", step=3) == shares
+
+
+def test_figures_are_kept_with_their_step(tmp_path):
+    file = tmp_path / "survival.json"
+    assert running.kept(file, 3, lambda: {"taken": 0.5}) == {"taken": 0.5}
+    assert running.kept(file, 3, lambda: 1 / 0) == {"taken": 0.5}
+    assert running.kept(file, 4, lambda: {"taken": 0.25}) == {"taken": 0.25}
 
 
 def test_what_images_show():

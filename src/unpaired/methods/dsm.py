@@ -73,6 +73,7 @@ from unpaired import losses
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
 from unpaired.networks.blocks import kaiming
+from unpaired.networks.norms import widened
 from unpaired.networks.stargan import (
     SMALLEST,
     Discriminator,
@@ -209,7 +210,7 @@ class DSM(Method):
 
     def discriminate_styles(self, D_s: nn.Module, s_z: Tensor, s_x: Tensor, y: Tensor) -> Update:
         """Styles (2 B, n) from noise against those of references, of the domains `y`."""
-        s = s_z.requires_grad_()
+        s = widened(s_z).requires_grad_()
         with fp32(s):
             real = D_s.forward(s, y)
             L_reg = self.config.lambda_reg_s * losses.r1(real, s)
