@@ -138,6 +138,7 @@ class StandardiseLayer(torch.autograd.Function):
         n, (b, c, h, w) = x[0].numel(), x.shape
         if fused(x):
             one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
+            x = x.contiguous(memory_format=torch.channels_last)
             _, mean, r = torch.native_group_norm(x, one, zero, b, c, h * w, 1, 0.0)
             square = r**-2  # (B, 1), as the mean
             x = beside(x)
@@ -188,7 +189,8 @@ def fused(x: Tensor) -> bool:
 def beside(x: Tensor) -> Tensor:
     """The channels of all samples side by side: (B, C, H, W) -> (1, B C, H, W), channels last."""
     b, c, h, w = x.shape
-    return x.permute(2, 3, 0, 1).reshape(1, h, w, b * c).permute(0, 3, 1, 2)
+    y = x.permute(2, 3, 0, 1).reshape(1, h, w, b * c).permute(0, 3, 1, 2)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def apart(x: Tensor, shape: Sequence[int]) -> Tensor:
