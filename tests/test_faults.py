@@ -25,7 +25,8 @@ SOURCE = os.path.abspath(os.path.join(os.path.dirname(train.__file__), ".."))
 
 
 def config(*overrides):
-    return tiny.run("munit", "train.log_every=1", "data.batch=2", *overrides, steps=STEPS)
+    words = ("train.log_every=1", "data.batch=2", "train.precision=32-true")  # in processes too
+    return tiny.run("munit", *words, *overrides, steps=STEPS)
 
 
 @pytest.fixture(scope="module")
