@@ -92,11 +92,12 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         change = F.pad(F.pad(change, (1, 1, 0, 0), "replicate"), (1, 1, 0, 0))
         return F.conv2d(change, tap[:, :, None]).transpose(2, 3)  # lying: three times faster
 
-    sides, (l, r, t, b) = Sides.apply(x), Sides.apply(weight)
-    left = column(sides[0][..., :1], sides[0][..., 1:], l[..., 0])
-    right = column(sides[1][..., 1:], sides[1][..., :1], r[..., 1])
-    top = row(sides[2][:, :, :1], sides[2][:, :, 1:], t[:, :, 0])
-    bottom = row(sides[3][:, :, 1:], sides[3][:, :, :1], b[:, :, 1])
+    edges = list(zip(Sides.apply(x), Sides.apply(weight), strict=True))  # left, right, top, bottom
+    (left, tap_l), (right, tap_r), (top, tap_t), (bottom, tap_b) = edges
+    left = column(left[..., :1], left[..., 1:], tap_l[..., 0])
+    right = column(right[..., 1:], right[..., :1], tap_r[..., 1])
+    top = row(top[:, :, :1], top[:, :, 1:], tap_t[:, :, 0])
+    bottom = row(bottom[:, :, 1:], bottom[:, :, :1], tap_b[:, :, 1])
     return Framed.apply(y, left, right, top, bottom)
 
 

@@ -58,23 +58,22 @@ class Standardise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float, slope: float | None
     ) -> Tensor:
-        ctx.slope, shape = slope, x.shape[:2]
-        shift, scale = widened(shift), widened(scale)
+        shape, shift, scale = x.shape[:2], widened(shift), widened(scale)
         if fused(x):
             x = beside(x)
-            y, mean, r = torch.native_batch_norm(
-                x, scale.flatten(), shift.flatten(), None, None, True, 0.0, eps
-            )
-            y, mean, r = apart(y, shape), mean.view(shape), r.view(shape)
-            k = scale * r
+            rows = (scale.flatten(), shift.flatten(), None, None)
+            y, *found = torch.native_batch_norm(x, *rows, True, 0.0, eps)
+            mean, r = (v.view(shape) for v in found)
         else:
             wide = widened(x)
             mean = wide.mean((2, 3))
             square = (wide - mean[:, :, None, None]).square_().mean((2, 3))
             r = (square + eps).rsqrt_()  # 1 / std
-            k = scale * r
-            y = scaled(x, k, shift - mean * k)
-        ctx.save_for_backward(x, k, shift - mean * k, mean, r, scale)
+        k = scale * r
+        b = shift - mean * k
+        y = apart(y, shape) if fused(x) else scaled(x, k, b)
+        ctx.save_for_backward(x, k, b, mean, r, scale)
+        ctx.slope = slope
         return activated(y, slope).to(x.dtype)
 
     @staticmethod
