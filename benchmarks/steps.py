@@ -30,7 +30,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unpaired.config import Run, load
 from unpaired.method import Step
-from unpaired.train import build_optimizers, precision, train_step
+from unpaired.train import build_optimizers, train_step
 
 FRACTION = 0.9  # late in a run: every term of every method is on
 DOMAINS = {"two_domains": 2, "paired": 2, "domains": 3, "unlabelled": 1}
@@ -178,7 +178,7 @@ class Ours:
     def __init__(self, run: Run) -> None:
         self.run, self.index = run, 0
         domains = tuple(map(str, range(DOMAINS[run.method_class().layout])))
-        self.precision = precision(run, torch.device(device()))
+        self.precision = run.precision(torch.device(device()))
         self.fabric = self.lightning(self.precision)
         self.method = run.build(domains).to(self.fabric.device)
         self.optimizers = build_optimizers(self.method, run)

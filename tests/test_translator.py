@@ -231,13 +231,6 @@ def test_half_precision_where_the_config_or_the_machine_says_so(run, photo, monk
     ) == pixels(made)
     assert t.contents(t.prepare(photo), 0).dtype is torch.bfloat16
 
-    cpu, auto = torch.device("cpu"), tiny.run("munit", "train.precision=auto")
-    for units in (False, True):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda units=units: units)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        assert auto.precision(cpu) == ("bf16-mixed" if units else "32-true")
-    assert tiny.run("munit", "train.precision=32-true").precision(cpu) == "32-true"
-
 
 def test_a_model_file_needs_no_flag(run, photo):
     from_folder = Translator.load(run).translate(photo, "outline", styles=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import time
 from collections import deque
@@ -47,6 +48,8 @@ from unpaired.metrics.table import METRICS
 from unpaired.metrics.validation import quick_validation
 from unpaired.progress import Progress, say
 from unpaired.translator import metadata, sample_sheets
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells, `begin` tells
 
 MAX_SKIPPED = 5  # steps in a row that are not finite: then the run goes back to its last checkpoint
 MAX_ROLLBACKS = 3
@@ -142,11 +145,6 @@ def optimizer(o: Optim, net: torch.nn.Module) -> torch.optim.Optimizer:
     if o.kind == "rmsprop":
         return torch.optim.RMSprop(params, o.lr, weight_decay=o.weight_decay)
     return torch.optim.Adam(params, o.lr, o.betas, weight_decay=o.weight_decay, **fused)
-
-
-def precision(run: Run, device: torch.device) -> Any:
-    """As Fabric names it."""
-    return run.precision(device)
 
 
 def fit(
@@ -253,9 +251,9 @@ class Trainer:
                 "split: set train.accumulate=1 and lower data.batch instead."
             )
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-        self.fabric = Fabric(
-            accelerator=accelerator, devices=1, precision=precision(run, torch.device(accelerator))
-        )
+        precision: Any = run.precision(torch.device(accelerator))
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        say(f"Training on {accelerator}, {precision}.")
         self.fabric.launch()
         if accelerator == "cpu" and run.preset == "paper" and run.method_class().presets:
             say(
