@@ -147,9 +147,7 @@ def survived(run: Path, data: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for name, said, of in (("taken", kinds, references), ("kept", shown, inputs)):
         parts = by(said, data, dataset.labels, train, held)
-        net = len(parts) > 1 and learn(
-            parts, settings.flip and data != "scenes", f"{name}, {data}", judge
-        )
+        net = len(parts) > 1 and learn(parts, settings.mirrors, f"{name}, {data}", judge)
         if not net:
             continue
         true = torch.tensor([list(parts).index(word) for word in said(of, data, dataset.labels)])

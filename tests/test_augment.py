@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unpaired.config import Data
 from unpaired.data.augment import View
 
 STILL = View(
@@ -176,3 +177,10 @@ def test_grey_images_have_brightness_and_contrast():
     x = images(2, 1) * 0.2
     assert torch.allclose(JITTER(x, numbers(SATURATION=1.0, HUE=1.0).expand(2, -1)), x, atol=1e-5)
     assert not torch.allclose(JITTER(x, numbers(CONTRAST=1.0).expand(2, -1)), x, atol=1e-2)
+
+
+def test_views_are_as_the_config_says():
+    assert View.of(Data()) == View()
+    assert View.of(Data(hue=0.5)).jitter == (0.4, 0.4, 0.4, 0.5)
+    assert View.of(Data(jitter=False, flip=False)) == View(jitter=None, flip=False)
+    assert not View.of(Data(root="scenes")).flip  # a mirrored light is another style

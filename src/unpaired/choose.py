@@ -111,7 +111,7 @@ def measured(path: Path) -> tuple[np.ndarray, float]:
     run = load(path / "config.yaml")
     dataset = open_dataset(run.data, "unlabelled", 0)
     pictures = dataset.splits["train"][0]
-    view = View(flip=run.data.flip) if run.data.jitter else View(flip=run.data.flip, jitter=None)
+    view = View.of(run.data)
     u = torch.rand(MOST, View.draws, generator=torch.Generator().manual_seed(0))
     places = np.unique(np.linspace(0, len(pictures) - 1, min(MOST, len(pictures))).astype(int))
     p, q = [], []

@@ -58,9 +58,10 @@ class Data(Section):
     )
     zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
     flip: bool = True  # mirror half of the images
-    jitter: bool = (
-        True  # unlabelled data: second views differ in colour; off where colour is the domain
-    )
+    # Unlabelled data: second views differ in colour (off where colour is the domain), and in hue by
+    # at most this share of the circle (0.5 where hue is not the domain: found domains then ignore it)
+    jitter: bool = True
+    hue: float = Field(0.125, ge=0, le=0.5)
     # Unlabelled data: "folders", or a CSV of path,label; and the share of these that training sees
     labels: Annotated[str | None, AfterValidator(label_file)] = None
     labelled: float = Field(1.0, gt=0, le=1)
@@ -79,6 +80,11 @@ class Data(Section):
     @property
     def hw(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether images are mirrored: of scenes that would be another style, light from the other side."""
+        return self.flip and self.root != "scenes"
 
 
 class Decay(Section):

@@ -266,7 +266,6 @@ class Trainer:
         self.optimizers = build_optimizers(self.method, run)
         saved = self.method.state_dict().keys()
         self.buffers = [b for name, b in self.method.named_buffers() if name in saved]
-        self.flip = run.data.flip and run.data.root != "scenes"  # a mirrored light is another style
         self.batches = Batches(
             self.dataset.splits["train"],
             cls.layout,
@@ -274,7 +273,7 @@ class Trainer:
             run.data.hw,
             steps=run.train.steps,
             seed=run.train.seed,
-            flip=self.flip,
+            flip=run.data.mirrors,
             channels=run.data.channels,
         )
         if resume:
@@ -330,7 +329,7 @@ class Trainer:
             self.sample()
         self.status("running")
         workers = self.workers()
-        view = View(flip=self.flip) if run.data.jitter else View(flip=self.flip, jitter=None)
+        view = View.of(run.data)
         progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
         recent: deque[dict[str, Tensor]] = deque(maxlen=run.train.log_every)
         for tensors, files in loader(Shifted(self.batches, self.shift), self.step, workers):

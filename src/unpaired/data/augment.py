@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unpaired.config import Data
+
 YIQ = torch.tensor(  # RGB -> luma and two of chroma
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
     dtype=torch.float64,
@@ -40,6 +42,12 @@ class View:
     jitter: tuple[float, float, float, float] | None = (0.4, 0.4, 0.4, 0.125)
     flip: bool = True
     draws = 13  # numbers in [0, 1) a sample
+
+    @classmethod
+    def of(cls, data: Data) -> View:
+        """As the config says."""
+        jitter = (0.4, 0.4, 0.4, data.hue) if data.jitter else None
+        return cls(jitter=jitter, flip=data.mirrors)
 
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] and numbers (B, draws) -> images, likewise."""

@@ -145,7 +145,7 @@ def evaluate(
             },
         },
     }
-    flip = settings.flip and settings.root != "scenes"
+    flip = settings.mirrors
     if config.method_class().layout == "unlabelled":
         result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
         learn_domains(by_label(own[0], dataset.labels), flip, tools)
