@@ -3,7 +3,8 @@
     python benchmarks/no_labels.py --digits digits.npz --emoji DIR --squeezenet FILE.safetensors
 
 Digits (MNIST, 10 domains), three kinds of digits (MNIST, USPS, MNIST-M: 3 domains), three kinds of emoji, scenes of
-seven domains, three seeds each; on digits also separate in place of joint training, and 1%, 10% and 100% of the labels.
+seven domains, three seeds each; scenes also under views of any hue, as clusters follow hue without them; on digits also
+separate in place of joint training, and 1%, 10% and 100% of the labels.
 32 px, preset small, about 15 minutes of training a run on two cores (a limit of 30). Stop and start it at will:
 finished runs are not repeated. Several may go on at once with --only and runs of their own; the last call, without it,
 writes the whole table. Without --digits or --emoji their rows are left out, without --squeezenet the k-means on its
@@ -64,6 +65,7 @@ SETS = {
 FIRST = tuple(f"{name}, seed 0" for name in SETS)  # k-means stands before them
 RUNS = {
     **dict(zip(FIRST, SETS.values(), strict=True)),
+    "scenes, views of any hue": Entry("scenes", (*SETS["scenes"].settings, "data.hue=0.5")),
     "digits, separate": Entry("digits", (*DIGITS, "method.training=separate")),
     **{
         f"digits, {share:.0%} of the labels": Entry(
