@@ -1,8 +1,10 @@
 """How many domains: the first stage for each K, two figures, resumable."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 from test_domains import paint
 
 from unpaired import choose, train
@@ -19,7 +21,9 @@ def test_a_table_and_a_page(tmp_path, capsys, monkeypatch):
     rows = json.loads((out / "choose.json").read_text())
     assert [row["K"] for row in rows] == [2, 3]
     for row in rows:
-        assert 0 <= row["information"] <= 1 and -1 <= row["stability"] <= 1
+        assert len(row["information"]) == 3 and all(0 <= i <= 1 for i in row["information"])
+        best = row["information"].index(max(row["information"]))
+        assert row["best"] == str(out / f"K{row['K']}-seed{best}") and -1 <= row["stability"] <= 1
         assert 1 <= row["used"] <= row["K"]
         assert choose.line(row) in printed
     page = (out / "choose.html").read_text()
@@ -36,19 +40,38 @@ def test_a_table_and_a_page(tmp_path, capsys, monkeypatch):
     assert not (set(train.RunFolder(out / "K2-seed0").read_log()[-1]["losses"]) & {"D_real", "rec"})
 
 
+def test_training_goes_on_from_the_best(tmp_path, capsys):
+    """As the output says: with the clusters of that run, and G and D from the first step on."""
+    data, out = paint(tmp_path / "images"), tmp_path / "out"
+    words = ["--data", str(data), *TINY.split(), "train.steps=2"]
+    assert main(["domains", "--choose", "2", *words, "--out", str(out)]) == 0
+    (row,) = json.loads((out / "choose.json").read_text())
+    run = tmp_path / "run"
+    on = ["--method", "tunit", "--preset", "small", "--init", row["best"], "--out", str(run)]
+    settings = ["method.clusters=2", "method.first_stage=0", "train.steps=1"]
+    assert main(["train", *on, *words, *settings]) == 0
+    _, before, _ = train.RunFolder(Path(row["best"])).newest()
+    said = capsys.readouterr().out
+    assert f"Starting from {sum(k.startswith('method.') for k in before)} of" in said
+    assert "rec" in train.RunFolder(run).read_log()[-1]["losses"]
+
+
 def test_equal_groups_give_full_information(monkeypatch, tmp_path):
-    """The figures of two perfect runs, and of two that know nothing."""
+    """The figures of perfect runs, of runs that know nothing, and of one good among poor ones, which is the best."""
     y = np.arange(100) % 4
     for runs, information, stability in (
-        ([(y, np.log(4)), ((y + 1) % 4, np.log(4))], 1.0, 1.0),
-        ([(0 * y, 0.0), (0 * y, 0.0)], 0.0, 1.0),
+        ([(y, np.log(4)), ((y + 1) % 4, np.log(4)), (y, np.log(4))], [1.0] * 3, 1.0),
+        ([(0 * y, 0.0)] * 3, [0.0] * 3, 1.0),
+        ([(0 * y, 0.0), (y, np.log(4)), (0 * y, 0.0)], [0.0, 1.0, 0.0], 1 / 3),
     ):
         given = iter(runs)
         monkeypatch.setattr(choose, "trained", lambda *args: tmp_path)
         monkeypatch.setattr(choose, "measured", lambda path, given=given: next(given))
         choose.choose([4], ["x"], [], None, tmp_path, print)
         (row,) = json.loads((tmp_path / "choose.json").read_text())
-        assert (row["information"], row["stability"]) == (information, stability)
+        assert row["information"] == information
+        assert row["stability"] == pytest.approx(stability, abs=1e-3)
+        assert row["used"] == (4 if max(information) else 1)
 
 
 def test_refusals(tmp_path, capsys):
