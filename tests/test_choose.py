@@ -46,6 +46,10 @@ def test_training_goes_on_from_the_best(tmp_path, capsys):
     words = ["--data", str(data), *TINY.split(), "train.steps=2"]
     assert main(["domains", "--choose", "2", *words, "--out", str(out)]) == 0
     (row,) = json.loads((out / "choose.json").read_text())
+    go_on = f"unpaired train --method tunit --preset small --data {data} {TINY} train.steps=2"
+    assert (
+        f"{go_on} --init BEST_RUN method.clusters=K method.first_stage=0" in capsys.readouterr().out
+    )
     run = tmp_path / "run"
     on = ["--method", "tunit", "--preset", "small", "--init", row["best"], "--out", str(run)]
     settings = ["method.clusters=2", "method.first_stage=0", "train.steps=1"]

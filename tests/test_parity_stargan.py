@@ -261,9 +261,11 @@ class TestSmoothGAN:
     @pytest.fixture
     def method_of_all_terms(self, monkeypatch):
         """The file puts the mean squared difference for LPIPS, and the compactness at 0.5."""
-        monkeypatch.setattr(smoothgan, "perceptual", lambda paths: torch.nn.functional.mse_loss)
+        monkeypatch.setattr(smoothgan, "perceptual", lambda paths: torch.nn.MSELoss())
         monkeypatch.setattr(smoothgan.SmoothGAN, "lambda_kl", lambda self, step: 0.5)
-        return self.tiny.method(smoothgan, **self.all_terms)
+        method = self.tiny.method(smoothgan, **self.all_terms)
+        method.begin()
+        return method
 
     @pytest.mark.slow  # what all terms hold to already
     def test_losses_and_gradients(self):

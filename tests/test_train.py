@@ -175,7 +175,11 @@ def test_starts_from_another_run(tmp_path):
     _, tensors, _ = RunFolder(first).newest()
     for name, value in trainer.method.state_dict().items():
         assert torch.equal(value, tensors[f"method.{name}"])
-    assert trainer.step == 0 and "Starting from" in lines[-1]
+    assert trainer.step == 0 and "Starting from" in lines[-1] and "anew" not in lines[-1]
+    other = tiny.run("munit", "method.style_dim=3", steps=1)
+    trainer = train.Trainer(other, RunFolder(tmp_path / "third"), lines.append)
+    trainer.begin(resume=False, init=first, allow_dataset_change=False)
+    assert "(G_1.E_s.fc.weight, G_1.E_s.fc.bias, ...) differ" in lines[-1]
 
 
 def test_schedules_are_functions_of_the_step():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -35,10 +36,6 @@ from unpaired.translator import Translator
 
 SEEDS = (0, 1, 2)
 MOST = 2000  # images that the figures are of
-GO_ON = (
-    "Go on from a run, with the same settings: "
-    "unpaired train --method tunit --data DIR --init BEST_RUN method.clusters=K method.first_stage=0"
-)
 
 
 def choose(
@@ -74,9 +71,13 @@ def choose(
         )
         say(line(rows[-1]))
     write_atomic(out / "choose.json", json.dumps(rows, indent=1).encode())
-    write_atomic(out / "choose.html", page.document("How many domains?", document(rows)).encode())
+    words = ["--preset", preset or "small", "--data", *data, *settings, "--init", "BEST_RUN"]
+    command = shlex.join(["unpaired", "train", "--method", "tunit", *words, "method.clusters=K"])
+    go_on = f"Go on from a run: {command} method.first_stage=0"
+    text = page.document("How many domains?", document(rows, go_on))
+    write_atomic(out / "choose.html", text.encode())
     head = "   K  information/log K    stability (ARI)  domains in use  best run"
-    return "\n".join([head, *map(line, rows), GO_ON])
+    return "\n".join([head, *map(line, rows), go_on])
 
 
 def trained(
@@ -140,13 +141,13 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['K']:4d}  {told:>17s}  {row['stability']:17.3f}  {used:>14s}  {row['best']}"
 
 
-def document(rows: Sequence[dict[str, Any]]) -> str:
+def document(rows: Sequence[dict[str, Any]], go_on: str) -> str:
     cells = "".join(
         f"<tr><td>{r['K']}</td><td>{' '.join(f'{i:.3f}' for i in r['information'])}</td><td>{r['stability']:.3f}</td>"
         f"<td>{r['used']} of {r['K']}</td><td>{html.escape(r['best'])}</td></tr>"
         for r in rows
     )
-    text = [*(__doc__ or "").split("\n\n")[1:], GO_ON]
+    text = [*(__doc__ or "").split("\n\n")[1:], go_on]
     about = "".join(f"<p>{html.escape(part)}</p>" for part in text)
     return (
         f"<h1>How many domains?</h1>{about}<table><tr><th>K</th><th>information / log K, of each seed</th>"

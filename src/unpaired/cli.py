@@ -214,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
         prog="unpaired",
         description="Translate images between domains without pairs.",
         epilog="Exit codes: 0 done, 2 bad usage or config, 65 unusable images or model, 70 diverged, 71 out of memory, "
-        "73 folder not writable, 74 storage failed, 75 folder in use, 130 Ctrl-C, 143 SIGTERM.",
+        "73 folder not writable, 74 storage failed, 75 folder in use, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.",
     )
     p.add_argument("--version", action="version", version=f"unpaired {__version__}")
     commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)

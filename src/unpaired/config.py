@@ -66,7 +66,7 @@ class Data(Section):
     labels: Annotated[str | None, AfterValidator(label_file)] = None
     labelled: float = Field(1.0, gt=0, le=1)
     channels: Literal[1, 3] = 3
-    batch: int = Field(1, ge=1)  # images of each domain in a step
+    batch: int = Field(1, ge=1)  # images of each domain in a step; many domains: of all together
     # Processes that read; auto: none on a CPU
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     # GiB of decoded images that stay on this machine, for the next epoch and run; auto: 4, at most a

@@ -583,7 +583,13 @@ class Trainer:
                 f"--init: nothing in {path} fits this method and its sizes: use the same method.* settings."
             )
         self.method.load_state_dict(fitting, strict=False)
-        self.say(f"Starting from {len(fitting)} of {len(own)} tensors of {path}.")
+        said = f"Starting from {len(fitting)} of {len(own)} tensors of {path}."
+        if odd := [k for k in own if k not in fitting]:
+            said += (
+                f" The others ({', '.join(odd[:2])}, ...) differ in name or shape and begin anew: --preset and "
+                "method.* decide these."
+            )
+        self.say(said)
 
     def sample(self) -> None:
         """The fixed inputs of the validation split in fixed styles, and the page."""

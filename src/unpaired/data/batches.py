@@ -503,7 +503,7 @@ def check_layout(layout: str, domains: Sequence[str], method: str) -> None:
         found = ", ".join(escape(d) for d in domains) or "none"
         raise ConfigProblem(
             f"{method} needs exactly {wanted} domains, here are {len(domains)} ({found}): "
-            "choose two by data.domains=[one, another]."
+            "choose two by 'data.domains=[one,another]'."
         )
     if layout == "domains" and len(domains) < 2:
         raise ConfigProblem(

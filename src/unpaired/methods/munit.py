@@ -303,7 +303,8 @@ def load_vgg(path: Path | None) -> nn.Module:
     if path is None:
         raise ConfigProblem(
             "method.lambda_vgg needs VGG-16 weights: set method.vgg to a file made by "
-            "`unpaired weights convert vgg16.pth vgg16.safetensors`, or set method.lambda_vgg=0."
+            "`unpaired weights convert vgg16.pth vgg16.safetensors --preprocessing imagenet`, or set "
+            "method.lambda_vgg=0."
         )
     tensors, metadata = load_model(path)
     net = VGG16(metadata.get("preprocessing", ""))

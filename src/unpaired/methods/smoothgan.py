@@ -129,9 +129,13 @@ class SmoothGAN(Method):
         self.F = Mapping(config.latent_dim, config.mlp_dim, config.style_dim, K)
         self.E = StyleEncoder(channels, whole, config.style_dim, K)
         self.D = Discriminator(channels, whole, K)
-        self.lpips = perceptual(config.lpips) if config.lambda_lpips else None
+        self.lpips: nn.Module | None = None
 
     # The game ------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        if self.config.lambda_lpips:
+            self.lpips = perceptual(self.config.lpips).to(next(self.parameters()).device)
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         G, F, E = self.G, self.F, self.E
@@ -189,7 +193,8 @@ class SmoothGAN(Method):
             "tri": w.lambda_tri * triplet(s, s_2, s_y, target != y, w.margin),
             "kl": self.lambda_kl(step) * (s.square().mean() + own.square().mean()),
         }
-        if self.lpips:
+        if w.lambda_lpips:
+            assert self.lpips, "begin() comes first"
             L["lpips"] = w.lambda_lpips * self.lpips(x, x_fake).mean()
         loss = torch.stack(list(L.values())).sum()
         return Update(nets, loss, {f"{name}_{by}": part.detach() for name, part in L.items()})
