@@ -102,6 +102,39 @@ def test_one_bad_figure_and_one_spike_are_no_alarm():
     assert alarms.sounding([{"step": 500, **record} for record in log], 1000) == {}
 
 
+def test_a_weight_that_begins_to_rise_and_a_count_are_no_explosion():
+    rising = [max(0.0, (i / 40 - 0.4) / 0.6) for i in range(40)]  # SmoothGAN's lambda_kl
+    log = [
+        {"losses": {"kl": 1.5 * r, "domains_empty": float(r > 0), "share_largest": 0.5}}
+        for r in rising
+    ]
+    for n in range(1, len(log) + 1):
+        assert "loss explodes" not in alarms.sounding(log[:n], 1000)
+    assert "loss explodes" in alarms.sounding(log + 2 * [{"losses": {"kl": 90.0}}], 1000)
+
+
+def test_a_figure_that_is_not_a_number_ends_nothing(tmp_path, monkeypatch):
+    """It is left out of the log, and no best checkpoint."""
+    figures = iter([2.0, math.nan, 1.0])
+    monkeypatch.setattr(train, "quick_validation", lambda *a: {"SWD": next(figures), "change": 1.0})
+    fit(tmp_path, steps=3)
+    folder = RunFolder(tmp_path)
+    assert [r["figures"].get("SWD") for r in folder.read_log() if "figures" in r] == [
+        2.0,
+        None,
+        1.0,
+    ]
+    assert folder.best() == 3 and folder.read_status()["status"] == "done"
+
+
+def test_any_fault_is_in_the_status(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "quick_validation", lambda *a: {}[0])
+    with pytest.raises(KeyError):
+        fit(tmp_path)
+    status = RunFolder(tmp_path).read_status()
+    assert status["status"] == "failed" and "KeyError" in status["reason"]
+
+
 def test_an_alarm_is_not_repeated_when_the_run_goes_on(tmp_path, monkeypatch):
     decode = MUNIT.decode
     monkeypatch.setattr(

@@ -18,10 +18,16 @@ from unpaired.data.augment import View
 from unpaired.data.batches import to_device
 from unpaired.registry import find_method, method_card, method_names
 from unpaired.train import Trainer
+from unpaired.translator import metadata
 
 
 def munit(*settings):
     return ["train", "--method", "munit", "--data", "scenes", "--preset", "small", *settings]
+
+
+def many(name, *settings):
+    words = ["--method", name, "--data", "scenes", "--preset", "small"]
+    return ["train", *words, "data.domains=[outline,painted,neon]", *settings]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,12 @@ def munit(*settings):
         (munit("data.size=8"), 2, ["data.size", "16"]),
         (munit("data.domains=[outline, paintd]"), 2, ["paintd", "painted"]),
         (munit("data.domains=[outline, painted, neon]"), 2, ["exactly 2 domains", "data.domains"]),
+        (munit("data.size=[0, 0]"), 2, ["data.size", "8"]),
+        (munit("data.domains=[outline,"), 2, ["data.domains", "in quotes"]),
+        (munit("preset=[a]"), 2, ["preset", "small"]),
+        (munit("method.lambda_x=.inf"), 2, ["method.lambda_x", "finite"]),
+        (many("tunit", "method.labels=[a]"), 2, ["method.labels", "none"]),
+        (many("dsm", "data.size=1024"), 2, ["method.width", "16384"]),
         (munit("method.lambda_vgg=1"), 2, ["method.vgg", "unpaired weights convert"]),
         (["train", "--method", "munitt"], 2, ["munitt", "munit"]),
         (["train", "--method", "munit"], 2, ["--data"]),
@@ -69,6 +81,18 @@ def test_one_sentence(arguments, code, words, tmp_path, monkeypatch, capsys):
     assert printed.startswith("unpaired: ") and "\n" not in printed and "Traceback" not in printed
     for word in words:
         assert word in printed
+
+
+def test_files_of_weights_are_found_from_anywhere(tmp_path, monkeypatch):
+    """And the model file that is shared does not say where they lay."""
+    monkeypatch.chdir(tmp_path)
+    run = tiny.run("smoothgan", "method.lpips=[a.pth, b/c.pth]")
+    assert run.method.lpips == (tmp_path / "a.pth", tmp_path / "b" / "c.pth")
+    said = json.loads(metadata(run, ("x", "y"), 0)["config"])["method"]
+    assert said["lpips"] == ["a.pth", "c.pth"]
+    run = tiny.run("munit", "method.vgg=v.safetensors")
+    assert run.method.vgg == tmp_path / "v.safetensors"
+    assert json.loads(metadata(run, ("x", "y"), 0)["config"])["method"]["vgg"] == "v.safetensors"
 
 
 def test_usage_errors_leave_with_2(capsys):

@@ -169,6 +169,9 @@ def test_methods_that_find_no_domains_are_refused(tmp_path, capsys):
     assert main(["domains", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "munit is told its domains" in said and said.count("\n") == 1
+    assert main(["domains", str(tmp_path / "run"), "--name", "1=dogs"]) == 2
+    assert "munit is told its domains" in capsys.readouterr().err
+    assert Translator.load(tmp_path / "run").domains == ("outline", "painted")
 
 
 def test_a_domain_without_images_has_no_mean_style(run):

@@ -362,6 +362,57 @@ def test_pairs_of_scenes_show_the_same():
     assert not np.array_equal(train[0][3].mask, train[1][3].mask)  # as the run had them
 
 
+def test_files_called_scene_are_pairs_by_their_whole_names(munit, tmp_path):
+    data = write_images(tmp_path / "d", ["outline", "painted"], counts={"train": 3, "test": 2})
+    for path in data.glob("test/*/*.png"):
+        path.rename(path.with_name(f"night scene {path.name}"))
+    result = unpaired.evaluate(munit, data=str(data), paired=True, say=quiet)
+    assert "paired error" in result["means"]["latent"]["model"]
+
+
+def test_labels_that_held_out_images_lack(munit, tmp_path):
+    data = write_images(tmp_path / "d", ["outline", "painted"], labels=True)
+    for path in list(data.glob("test/*/*/*.png")):
+        path.rename(path.parents[1] / path.name)
+    result = unpaired.evaluate(munit, data=str(data), say=quiet)
+    assert any("no held-out image has a label" in s for s in result["left out"])
+    assert "label kept" not in result["means"]["latent"]["model"]
+
+
+def test_grey_models_of_scenes_are_measured(tmp_path):
+    config = tiny.run("munit", "data.channels=1", steps=1)
+    train.fit(config, RunFolder(tmp_path), say=quiet)
+    result = unpaired.evaluate(tmp_path, say=quiet)
+    assert "scenes" not in result and any("need colour" in s for s in result["left out"])
+    assert "SWD" in result["means"]["latent"]["model"]
+
+
+def test_a_list_of_labels_is_of_its_own_images(tmp_path, data):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, path in enumerate(sorted(data.glob("train/painted/*/*.png"))):
+        (images / f"{i}.png").write_bytes(path.read_bytes())
+    (tmp_path / "labels.csv").write_text("path,label\n0.png,a\n1.png,b\n")
+    run = trained(
+        "tunit", tmp_path / "run", images, labels=str(tmp_path / "labels.csv"), domains=None
+    )
+    for model in (run, run / "model.safetensors"):
+        result = unpaired.evaluate(model, data=str(data / "train" / "outline"), say=quiet)
+        assert result["clusters"]
+
+
+def test_distances_are_of_all_inputs():
+    """SWD takes no more than 256 outputs, spread over all of them."""
+    d = rows.Direction("d", {}, 0, None, None)
+    meter = rows.Meter(
+        d, rows.Tools(evaluation.PROTOCOLS["quick"], 0, torch.device("cpu"), quiet), 1000
+    )
+    for i in range(10):
+        meter.add(torch.full((100, 3, 8, 8), float(i)))
+    levels = torch.cat(meter.small)[:, 0, 0, 0]
+    assert len(levels) == 250 and (torch.bincount(levels.long()) == 25).all()
+
+
 def test_images_of_other_sizes_are_fitted(munit, tmp_path):
     odd = write_images(tmp_path / "odd", ["outline", "painted"], size=(40, 52))
     result = unpaired.evaluate(munit, data=str(odd), say=quiet)

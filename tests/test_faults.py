@@ -107,6 +107,19 @@ def test_T04_T05_T06_asked_to_stop(tmp_path, reference, number, code):
     assert weights(tmp_path) == digest
 
 
+def test_nohup_outlives_the_terminal(tmp_path, reference):
+    digest, _ = reference
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        pid = start(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    while not (tmp_path / "log.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGHUP)
+    assert wait(pid) == 0 and weights(tmp_path) == digest
+
+
 MOMENTS = {  # where a signal may find a run: a function, and its calls: the first that counts, one about midway
     "a move": (train, "gradient_norm", 1, 12),
     "a save": (checkpoint, "_write", 4, 12),  # three prove that the folder can be written

@@ -166,6 +166,14 @@ def test_gives_up_when_nothing_is_finite(tmp_path, monkeypatch):
     assert RunFolder(tmp_path / "x").read_status()["status"] == "diverged"
 
 
+def test_domains_keep_their_sides(tmp_path):
+    run = fit(tiny.run(steps=2), tmp_path)
+    other = tiny.run("munit", "data.domains=[painted,outline]", steps=4)
+    with pytest.raises(ConfigProblem, match="began with the domains outline, painted"):
+        fit(other, run, resume=True)
+    assert RunFolder(run).newest()[0] == 2
+
+
 def test_starts_from_another_run(tmp_path):
     first = fit(tiny.run(steps=2), tmp_path / "first")
     lines = []

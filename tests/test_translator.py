@@ -9,11 +9,13 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unpaired import Translator, train
-from unpaired.checkpoint import RunFolder
+from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
+from unpaired.data.intake import write_png
 from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.pictures import enlarged, sheet, to_images
+from unpaired.translate import inputs
 from unpaired.translator import random_styles
 
 
@@ -377,6 +379,27 @@ def test_refusals(run, photo, tmp_path):
     ]:
         with pytest.raises(problem, match=words):
             call()
+
+
+def test_a_model_file_that_says_nonsense_is_refused(run, tmp_path):
+    tensors, about = load_model(run / "model.safetensors")
+    file = tmp_path / "odd.safetensors"
+    for key, value in [("config", "{"), ("config", "[]"), ("domains", "7"), ("step", "x")]:
+        save_model(file, tensors, about | {key: value})
+        with pytest.raises(DataProblem, match="nothing usable"):
+            Translator.load(file)
+    save_model(file, tensors, {k: v for k, v in about.items() if k != "domains"})
+    with pytest.raises(DataProblem, match="nothing usable"):
+        Translator.load(file)
+
+
+def test_no_output_takes_the_place_of_another(run, tmp_path):
+    scene = Scenes("outline", 16, "test", 0, 1)[0].image
+    for name in ("a/b/c.png", "a-b/c.png", "a/b-c.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_png(tmp_path / "in" / name, scene)
+    names = [name for _, name in inputs(tmp_path / "in", tmp_path / "out")]
+    assert len(set(names)) == 3
 
 
 def note(folder):

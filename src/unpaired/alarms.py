@@ -19,6 +19,7 @@ START = 3  # log lines that say what a loss is at the start
 WON = 0.02  # of its start: a discriminator's loss that is no longer a game
 COLLAPSED = 0.9  # share of the images in one domain
 EXPLODED = 50  # times its median
+COUNTS = ("domains_empty", "share_largest")  # logged beside the losses, but none
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -85,8 +86,9 @@ def discriminator_wins(log: Records) -> str | None:
 
 def loss_explodes(log: Records) -> str | None:
     for name, values in losses(log).items():
-        if len(values) >= 2 * RECORDS:
-            usual = median(abs(v) for v in values[:-2])
+        in_play = [abs(v) for v in values[:-2] if v]  # 0: a weight that has not begun to rise
+        if len(in_play) >= 2 * RECORDS - 2 and name not in COUNTS:
+            usual = median(in_play)
             if min(abs(v) for v in values[-2:]) > EXPLODED * max(usual, 1e-3):
                 return (
                     f"The loss {name} explodes: {values[-1]:.3g}, where {usual:.3g} was usual. Lower optim.default.lr, "

@@ -46,6 +46,9 @@ def label_file(labels: str | None) -> str | None:
     return labels if labels in (None, "folders") else os.path.abspath(labels)
 
 
+Side = Annotated[int, Field(ge=8)]
+
+
 class Data(Section):
     """Where the images come from and how they are cut."""
 
@@ -53,9 +56,7 @@ class Data(Section):
     # Which domains, in which order; default: all that are found
     domains: Annotated[tuple[str, ...] | None, AfterValidator(distinct)] = None
     follow_links: bool = False  # also where links lead out of the folder
-    size: Annotated[int, Field(ge=8)] | tuple[int, int] = (
-        256  # side of the square crop, or (height, width)
-    )
+    size: Side | tuple[Side, Side] = 256  # side of the square crop, or (height, width)
     zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
     flip: bool = True  # mirror half of the images
     # Unlabelled data: second views differ in colour (off where colour is the domain), and in hue by
@@ -209,7 +210,7 @@ def resolve(said: Mapping[str, Any]) -> Run:
     said = {**said, "method": section if isinstance(section, Mapping) else {"name": name}}
     method = find_method(name)
     preset = said.get("preset", "paper")
-    if method.presets and preset not in method.presets:
+    if not isinstance(preset, str) or (method.presets and preset not in method.presets):
         raise ConfigProblem(
             f"preset: {name} has no preset '{preset}': {nearest(str(preset), method.presets)}"
         )
@@ -335,8 +336,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
-    """The first fault of a validation in one sentence that names the key and the remedy."""
-    fault = error.errors()[0]
+    """The first fault of a validation, the innermost where a value may be of several kinds, in one sentence that names
+    the key and the remedy."""
+    faults = error.errors()
+    fault = max(faults, key=lambda f: len(f["loc"]) if f["loc"][:2] == faults[0]["loc"][:2] else 0)
     location = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         fields = fields_at(model, location[:-1])
@@ -348,7 +351,10 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
     ]
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{'.'.join([*prefix, *steps])}: {message}, not {fault['input']!r}: correct it."
+    key, said = ".".join([*prefix, *steps]), fault["input"]
+    cut = isinstance(said, str) and said.startswith("[")  # by the shell, at a space
+    remedy = f"put the list in quotes, as in '{key}=[a, b]'." if cut else "correct it."
+    return f"{key}: {message}, not {said!r}: {remedy}"
 
 
 def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:

@@ -101,6 +101,16 @@ def concerns(sizes: Sequence[int], names: Sequence[str]) -> list[str]:
     return said
 
 
+def finder(path: Path) -> Translator:
+    """A model that finds its domains; others are told."""
+    translator = Translator.load(path)
+    if not hasattr(translator.method, "assign"):
+        raise ConfigProblem(
+            f"{translator.run.method.name} is told its domains: name a run of a method that finds them, such as tunit."
+        )
+    return translator
+
+
 def report(
     path: Path, data: Sequence[str] | None, labels: str | None, say: Callable[[str], None]
 ) -> Path:
@@ -108,11 +118,7 @@ def report(
 
     data: other images than those of the run. labels: "folders" or a CSV, in the place of the run's `data.labels`.
     """
-    translator = Translator.load(path)
-    if not hasattr(translator.method, "assign"):
-        raise ConfigProblem(
-            f"{translator.run.method.name} is told its domains: name a run of a method that finds them, such as tunit."
-        )
+    translator = finder(path)
     if path.is_dir():
         settings = load(path / "config.yaml").data.model_dump()  # where the images lie
     elif data:
@@ -283,7 +289,7 @@ def saved_names(folder: Path) -> tuple[str, ...] | None:
 
 def rename(path: Path, words: Sequence[str]) -> tuple[str, ...]:
     """Names domains of a run, or of a model file alone, by `3=tabby` or `domain_3=tabby`; returns all names."""
-    translator = Translator.load(path)
+    translator = finder(path)
     names = renamed(translator.domains, words)
     if path.is_dir():
         with RunFolder(path).lock():

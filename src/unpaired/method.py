@@ -6,17 +6,19 @@ A method knows no trainer and no data; the trainer knows no method. `docs/design
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from unpaired.errors import ConfigProblem
@@ -84,10 +86,13 @@ class Step:
         return self.draw(name, "permutation", (n,)).to(like.device)
 
 
+File = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path)))]  # from anywhere
+
+
 class MethodConfig(BaseModel):
     """Settings of a method; the defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = ""  # "munit", or "my_lab.cut" for a file outside the repository
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections import deque
@@ -34,6 +35,7 @@ from unpaired.data.cache import ImageCache
 from unpaired.data.check import outline
 from unpaired.data.datasets import Dataset, cache_training, open_dataset, training_labels
 from unpaired.data.folders import Fingerprint, compare
+from unpaired.data.intake import escape
 from unpaired.domains import saved_names
 from unpaired.errors import (
     ConfigProblem,
@@ -205,7 +207,7 @@ def fit(
             kind = "diverged" if isinstance(problem, Diverged) else "failed"
             trainer.status(kind, str(problem), problem.exit_code)
             raise
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not ran_out_of_memory(error):
                 trainer.status("failed", repr(error))
                 raise
@@ -430,6 +432,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Quick figures of the averaged networks on validation images; whether they are the best so far."""
         figures = quick_validation(self.method.translator(), self.validation())
+        figures = {k: v for k, v in figures.items() if math.isfinite(v)}
         self.method.train()
         name = self.run.train.best
         before = [r["figures"].get(name) for r in self.history if "figures" in r]
@@ -437,7 +440,7 @@ class Trainer:
         self.note({"step": self.step, "figures": {k: round(v, 6) for k, v in figures.items()}})
         self.listen()
         sign = 1 if METRICS[name].better == "higher" else -1
-        return all(sign * figures[name] > sign * value for value in earlier)
+        return name in figures and all(sign * figures[name] > sign * value for value in earlier)
 
     def validation(self) -> list[Tensor]:
         """The middles of some validation images of each domain, of training images where there are none."""
@@ -506,6 +509,7 @@ class Trainer:
             "shift": self.shift,
             "skipped": self.skipped,
             "domains": list(self.method.domains),
+            "labels": list(self.dataset.labels),
             "run": self.run.model_dump(mode="json"),
         }
         try:
@@ -544,6 +548,7 @@ class Trainer:
         self.step, tensors, state = found
         self.rollbacks, self.shift = state.get("rollbacks", 0), state.get("shift", 0)
         self.skipped = state.get("skipped", 0)
+        self.compare_domains(state)
         load_tensors(self.method, tensors)
         self.method.zero_grad()
         for net, o in self.optimizers.items():
@@ -562,6 +567,19 @@ class Trainer:
             o.load_state_dict({"state": states, "param_groups": o.state_dict()["param_groups"]})
         self.folder.truncate_log(self.step)
         self.history = self.folder.read_log()
+
+    def compare_domains(self, state: Mapping[str, Any]) -> None:
+        """Refuses domains or labels of other names, or in another order: the networks would change sides."""
+        kinds = [("labels", self.dataset.labels)]
+        if self.method.layout != "unlabelled":
+            kinds.append(("domains", self.method.domains))
+        for kind, now in kinds:
+            if (begun := state.get(kind)) is not None and list(begun) != list(now):
+                raise ConfigProblem(
+                    f"The run began with the {kind} {', '.join(map(escape, begun)) or 'none'}, here are "
+                    f"{', '.join(map(escape, now)) or 'none'}: name the folders and their order as they were, or begin "
+                    "another run by --init."
+                )
 
     def initialise(self, path: Path) -> None:
         """Starts from the networks of another run, or of a model file, as far as names and shapes agree."""
@@ -675,7 +693,11 @@ def signals() -> Iterator[list[int]]:
         last[0] = time.monotonic()
         asked.append(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [  # what is ignored stays so: nohup
+        n
+        for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(n) is not signal.SIG_IGN
+    ]
     before = {n: signal.signal(n, handle) for n in numbers}
     try:
         yield asked

@@ -129,7 +129,12 @@ def inputs(path: Path, out: Path) -> Iterator[tuple[Path, str]]:
         if file.resolve().is_relative_to(results):
             continue  # what an earlier call has written
         name = short("-".join(file.relative_to(path.absolute()).with_suffix("").parts))
-        name = name if name not in taken else f"{name}-{file.suffix[1:]}"
+        if name in taken:
+            name = f"{name}-{file.suffix[1:]}"
+        first, n = name, 1
+        while name in taken:
+            n += 1
+            name = f"{first}-{n}"
         taken.add(name)
         yield file, name
 

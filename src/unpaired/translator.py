@@ -68,8 +68,17 @@ class Translator:
             raise DataProblem(
                 f"{escape(file)} is no model of this tool: name a run, or import it by `unpaired weights import`."
             )
-        run = resolve(json.loads(about["config"]))
-        method = run.build(tuple(json.loads(about["domains"])), initialise=False)
+        try:
+            config, domains = json.loads(about["config"]), tuple(json.loads(about["domains"]))
+            step = int(about["step"])
+            if not isinstance(config, dict) or not all(isinstance(d, str) for d in domains):
+                raise ValueError
+        except (KeyError, ValueError, TypeError, RecursionError):
+            raise DataProblem(
+                f"{escape(file)} says nothing usable of itself: train or download it again."
+            ) from None
+        run = resolve(config)
+        method = run.build(domains, initialise=False)
         nets = set(method.averaged.split())
         own = {k: v for k, v in method.state_dict().items() if k.split(".")[0] in nets}
         known = method.state_dict().keys()  # an imported model may hold its discriminators besides
@@ -88,7 +97,7 @@ class Translator:
             if net not in held and any(True for _ in child.parameters()):
                 delattr(method, net)  # such as discriminators: they were not initialised
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(method, run, int(about["step"]), device)
+        return cls(method, run, step, device)
 
     # The verbs -----------------------------------------------------------------------------------
 
@@ -379,6 +388,11 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
     )
     if run.data.labels:
         config["data"]["labels"] = Path(run.data.labels).name
+    for key, value in run.method:  # files of weights that training needed
+        if isinstance(value, Path):
+            config["method"][key] = value.name
+        elif isinstance(value, tuple) and any(isinstance(v, Path) for v in value):
+            config["method"][key] = [Path(v).name for v in value]
     return {
         "format": FORMAT,
         "unpaired": unpaired.__version__,

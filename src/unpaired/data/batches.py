@@ -30,7 +30,7 @@ from unpaired.pictures import from_array
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES = 2 << 30  # decoded and resized images that a process keeps
+CACHE_BYTES = 2 << 30  # decoded and resized images of a split that a process keeps
 READER_SECONDS = 120.0  # in which a batch must come from the reading processes
 
 
@@ -50,7 +50,8 @@ class FilePictures:
 
     An image that cannot be read is reported once, with its reason, and the next one of the list stands in for it.
     entries: what the scan saw of the files; a file that has changed since is used, and told once. half: 0 or 1 takes
-    the left or right half of side-by-side images. labels: of each file, -1 where it is not known.
+    the left or right half of side-by-side images. labels: of each file, -1 where it is not known. sides: domains that
+    share the memory.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class FilePictures:
         entries: Mapping[Path, Entry] = MappingProxyType({}),
         half: int | None = None,
         labels: Sequence[int] = (),
+        sides: int = 1,
     ) -> None:
         self.files, self.cover, self.report, self.half = files, cover, report, half
         self.entries, self.labels = entries, labels
@@ -68,7 +70,7 @@ class FilePictures:
         self.cache: ImageCache | None = None
         self.contents: Mapping[Path, str] = {}
         self.kept: dict[int, np.ndarray] = {}
-        self.bytes, self.room = 0, CACHE_BYTES
+        self.bytes, self.room = 0, CACHE_BYTES // sides
         self.bad: set[int] = set()
 
     def __len__(self) -> int:

@@ -88,6 +88,7 @@ def open_dataset(
                 report,
                 listing.entries,
                 half=listing.domains.index(d) if listing.side_by_side else None,
+                sides=len(domains),
             )
             for d in domains
         )

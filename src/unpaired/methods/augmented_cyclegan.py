@@ -39,10 +39,9 @@ from torch.nn import functional as F
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
-from unpaired.networks.blocks import reflect, reflected
+from unpaired.networks.blocks import gaussian, reflect, reflected
 from unpaired.networks.memory import without
 from unpaired.networks.norms import InstanceNorm, adain
-from unpaired.networks.resnet import gaussian
 
 OPTIM: dict[str, dict[str, Any]] = {
     "default": {

@@ -39,10 +39,9 @@ from torch.nn import functional as F
 from unpaired.errors import ConfigProblem
 from unpaired.losses import kl_normal, l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, frozen
-from unpaired.networks.blocks import down_conv
+from unpaired.networks.blocks import down_conv, gaussian
 from unpaired.networks.norms import InstanceNorm
 from unpaired.networks.patchgan import PatchGAN
-from unpaired.networks.resnet import gaussian
 from unpaired.networks.unet import UNet
 
 OPTIM = {"default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linear", "start": 0.5}}}

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from unpaired import losses
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
-from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
+from unpaired.method import Batch, File, Method, MethodConfig, Shape, Step, Update
 from unpaired.networks.blocks import (
     AdaINResidual,
     Conv,
@@ -64,7 +64,7 @@ class Config(MethodConfig):
     d_dim: int = Field(64, ge=1)
     d_layers: int = Field(4, ge=1)
     d_scales: int = Field(3, ge=1)
-    vgg: Path | None = None  # VGG-16 weights, made by `unpaired weights convert`
+    vgg: File | None = None  # VGG-16 weights, made by `unpaired weights convert`
 
 
 class MUNIT(Method):

@@ -39,7 +39,7 @@ from torch.nn.functional import triplet_margin_loss
 from unpaired import losses
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
-from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
+from unpaired.method import Batch, File, Method, MethodConfig, Shape, Step, Update, fp32
 from unpaired.networks.lpips import load_lpips
 from unpaired.networks.stargan import (
     SMALLEST,
@@ -71,7 +71,7 @@ class Config(MethodConfig):
     mlp_dim: int = Field(512, ge=1)
     width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
     max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
-    lpips: tuple[Path, ...] = ()  # files of weights: a trunk (`features.*`), LPIPS's heads (`lin*`)
+    lpips: tuple[File, ...] = ()  # files of weights: a trunk (`features.*`), LPIPS's heads (`lin*`)
 
 
 class SmoothGAN(Method):

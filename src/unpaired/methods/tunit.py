@@ -94,8 +94,9 @@ class Config(MethodConfig):
     @classmethod
     def stages(cls, said: Any) -> Any:
         """The first stage of each kind of supervision, where nothing else is said."""
-        if isinstance(said, Mapping) and said.get("labels") in FIRST_STAGE:
-            return {"first_stage": FIRST_STAGE[said["labels"]], **said}
+        labels = said.get("labels") if isinstance(said, Mapping) else None
+        if isinstance(labels, str) and labels in FIRST_STAGE:
+            return {"first_stage": FIRST_STAGE[labels], **said}
         return said
 
 

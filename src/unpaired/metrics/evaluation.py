@@ -168,6 +168,8 @@ def evaluate(
     result["styles"] = styles(method, sides, tools)
     if settings.root == "scenes" and config.method_class().layout != "unlabelled":
         try:
+            if settings.channels == 1:
+                raise ConfigProblem("content kept, styles covered: their readers need colour.")
             result["scenes"] = scenes.evaluate(translator, seed, say, share)
         except ConfigProblem as problem:  # images too small for its readers
             tools.leave_out(str(problem))
@@ -373,6 +375,9 @@ def learn(parts: Mapping[str, Side], flip: bool, what: str, tools: Tools) -> Tra
         tools.leave_out(
             f"{what}: {escape(few)} has {len(parts[few].train)} training images, and a classifier needs {LEAST_IMAGES}."
         )
+        return None
+    if not any(len(part.held) for part in parts.values()):
+        tools.leave_out(f"{what}: no held-out image has a label to judge a classifier by.")
         return None
     most = MOST // len(parts)
     train = [part.train.some(most) for part in parts.values()]

@@ -88,9 +88,9 @@ class Images:
         return [self.pictures.files[place] for place in self.places]
 
     def names(self) -> list[str]:
-        """The path of each within its domain, without extension: pairs have equal ones."""
+        """The path of each within its domain, without extension, or the number of a scene: pairs have equal ones."""
         if self.listing is None:
-            return [self.pictures.name(place) for place in self.places]
+            return [self.pictures.name(place).rpartition(" ")[2] for place in self.places]
         return [self.listing.entries[file].stem for file in self.files]
 
     def labels(self) -> list[str]:
@@ -147,6 +147,8 @@ def open_images(
     `ConfigProblem` where they are not known or lack a domain.
     """
     settings = saved_run(run, folder).data
+    if data and settings.labels != "folders":  # a list of other images
+        settings = settings.model_copy(update={"labels": None})
     if data:
         root = absolute(data[0] if len(data) == 1 else tuple(data))
         settings = settings.model_copy(update={"root": root})

@@ -126,10 +126,11 @@ class Side(NamedTuple):
 
 
 class Meter:
-    """What a row is computed from, taken batch by batch; holds no more for more images."""
+    """What a row is computed from, taken batch by batch, `total` images in all; holds no more for more."""
 
-    def __init__(self, d: Direction, tools: Tools) -> None:
+    def __init__(self, d: Direction, tools: Tools, total: int) -> None:
         self.d, self.tools = d, tools
+        self.seen, self.every = 0, max(1, -(-total // WASSERSTEIN_IMAGES))
         self.gathered = {f.name: Gatherer() for f in tools.features}
         self.small: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -146,8 +147,10 @@ class Meter:
         tools = self.tools
         for f in tools.features:
             self.gathered[f.name].add(f(y))
-        if sum(map(len, self.small)) < WASSERSTEIN_IMAGES:
-            self.small.append(at_most(y, WASSERSTEIN_SIDE))
+        thin = y[-self.seen % self.every :: self.every]  # of all inputs, not of the first
+        self.seen += len(y)
+        if len(thin):
+            self.small.append(at_most(thin, WASSERSTEIN_SIDE))
         if tools.domains is not None and len(tools.domains.net.head.bias) > self.d.target:
             self.note("target share (classifier)", tools.domains(y).argmax(1) == self.d.target)
         if self.d.target in tools.labels:
@@ -165,9 +168,7 @@ class Meter:
         row = {name: total / self.counts[name] for name, total in self.sums.items()}
         for f in tools.features:
             row |= compared(f, real[f.name], self.gathered[f.name].vectors(), self.d, tools)
-        row["SWD"] = sliced_wasserstein(
-            reals, torch.cat(self.small)[:WASSERSTEIN_IMAGES], tools.seed
-        )
+        row["SWD"] = sliced_wasserstein(reals, torch.cat(self.small), tools.seed)
         if self.logits:
             score = inception_score(torch.cat(self.logits))
             row |= {"IS": score.nats, "exp IS": score.exponential}
@@ -263,7 +264,7 @@ def of_images(
     truth: Mapping[str, Images] | None = None,
 ) -> Meter:
     """Images as if they were outputs: the untranslated inputs, or real ones of the target."""
-    meter = Meter(d, tools)
+    meter = Meter(d, tools, sum(map(len, images.values())))
     for part in images.values():
         for x, of in part.batches(CHUNK, tools.device):
             meter.add(x, of.labels())
@@ -276,13 +277,14 @@ def of_network(
     method: Method, d: Direction, way: str, truth: Mapping[str, Images] | None, tools: Tools
 ) -> Meter:
     """All outputs of the protocol, batch by batch."""
-    meter = Meter(d, tools)
+    copies = tools.protocol.outputs if way != "output" else 1
+    meter = Meter(d, tools, copies * sum(map(len, d.inputs.values())))
     draw = Styles(method, d, way, tools)
     for source, images in d.inputs.items():
         for x, of in images.batches(CHUNK, tools.device):
             content = method.encode_content(x, source)
             outputs = []
-            for _ in range(tools.protocol.outputs if way != "output" else 1):
+            for _ in range(copies):
                 y = method.decode(content, draw(len(x)), d.target).clamp(-1, 1)
                 meter.add(y, of.labels())
                 meter.note("change", per_image(x, y))
@@ -324,9 +326,7 @@ def partners(d: Direction, paired: bool) -> dict[str, Images] | None:
     if not paired:
         return None
     held = {name: d.held.at([i]) for i, name in enumerate(d.held.names())}
-    if d.held.listing is None:  # scenes of one number are pairs
-        held = {name.rpartition(" ")[2]: image for name, image in held.items()}
-    found = [n for part in d.inputs.values() for n in part.names() if partner(n) in held]
+    found = [n for part in d.inputs.values() for n in part.names() if n in held]
     if not found:
         raise DataProblem(
             f"--paired: no held-out image {d.name} has one of equal name on the other side: leave --paired out."
@@ -334,20 +334,15 @@ def partners(d: Direction, paired: bool) -> dict[str, Images] | None:
     return held
 
 
-def partner(name: str) -> str:
-    """Under which name the partner of an image is kept."""
-    return name.rpartition(" scene ")[2]
-
-
 def against(
     meter: Meter, outputs: Sequence[Tensor], of: Images, truth: Mapping[str, Images], tools: Tools
 ) -> None:
     """The best of an input's outputs by its distance to the true partner."""
     names = of.names()
-    known = [i for i, name in enumerate(names) if partner(name) in truth]
+    known = [i for i, name in enumerate(names) if name in truth]
     if not known:
         return
-    real = torch.cat([truth[partner(names[i])].tensor(tools.device) for i in known])
+    real = torch.cat([truth[names[i]].tensor(tools.device) for i in known])
     errors = torch.stack([per_image(y[known], real) for y in outputs])
     meter.note("paired error", errors.amin(0))
     if tools.lpips is not None:

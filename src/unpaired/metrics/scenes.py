@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from unpaired.data.scenes import STYLES, Scenes
 from unpaired.errors import ConfigProblem, Problem
 from unpaired.method import Method
+from unpaired.metrics import validation
 from unpaired.metrics.features import cached
 from unpaired.metrics.validation import encoded
 from unpaired.progress import say
@@ -216,18 +217,13 @@ def device_of(network: Method) -> torch.device:
     return next(network.parameters()).device
 
 
-@torch.inference_mode()
 def translated(
     method: Method, x: Tensor, source: int, target: int, styles: Tensor | None
 ) -> Tensor:
     """Translations of images (N, ...) under the first N of the styles, on the CPU, where the readers are."""
     device = device_of(method)
-    parts = []
-    for i in range(0, len(x), 100):
-        part = x[i : i + 100].to(device)
-        style = None if styles is None else styles[: len(x)][i : i + 100].to(device)
-        parts.append(method.translate(part, source, target, style).cpu())
-    return torch.cat(parts)
+    given = None if styles is None else styles[: len(x)].to(device)
+    return validation.translated(method, x.to(device), source, target, given).cpu()
 
 
 @torch.inference_mode()
@@ -239,7 +235,7 @@ def restyled(method: Method, x: Tensor, source: int, target: int, styles: Tensor
         content = method.encode_content(image[None].to(device), source)
         content = content.expand(STYLES_EACH, *content.shape[1:])
         style = styles[i * STYLES_EACH : (i + 1) * STYLES_EACH].to(device)
-        outputs.append(method.decode(content, style, target).cpu())
+        outputs.append(method.decode(content, style, target).clamp(-1, 1).cpu())
     return torch.cat(outputs)
 
 

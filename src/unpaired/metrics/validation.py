@@ -53,7 +53,7 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
         if unlabelled and source > target:
             continue
         x, real = sides[source], sides[target]
-        if unlabelled:  # inputs and references are two halves
+        if unlabelled and len(x) > 1:  # inputs and references are two halves
             x, real = x[::2], real[1::2]
         styles = some_styles(method, way, len(x), target, real, seed)
         y = translated(method, x, source, target, styles)
@@ -75,7 +75,7 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
         if few > 1:
             note("content diversity", pairwise(same_style[None]))
         if styles is not None:
-            n = min(STYLES, len(styles))
+            n = min(STYLES, len(styles), len(real) if way == "reference" else STYLES)
             many = translated(
                 method,
                 x[:few].repeat_interleave(n, 0),
@@ -83,7 +83,8 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
                 target,
                 styles[:n].repeat(few, *[1] * (styles.dim() - 1)),
             )
-            note("pixel diversity", pairwise(many.unflatten(0, (few, n))))
+            if n > 1:
+                note("pixel diversity", pairwise(many.unflatten(0, (few, n))))
     for target, real in enumerate(images):
         if (gap := style_gap(method, target, real, seed)) is not None:
             found["style gap"].append(gap[0])

@@ -280,12 +280,14 @@ def kaiming(net: nn.Module) -> None:
 
 
 def gaussian(net: nn.Module, std: float = 0.02) -> None:
-    """N(0, std) for convolutions and linear layers, biases 0: the usual start of a discriminator."""
+    """pix2pix's start: N(0, std) for all weights, N(1, std) for scales of norms, biases 0."""
     for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, 0.0, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.normal_(module.weight, 1.0, std)
 
 
 def fixed(net: nn.Module) -> nn.Module:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from unpaired.networks.blocks import Chain
+from unpaired.networks.blocks import Chain, gaussian
 from unpaired.networks.norms import InstanceNorm
-from unpaired.networks.resnet import gaussian
 
 
 class PatchGAN(nn.Sequential):

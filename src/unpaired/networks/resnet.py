@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from unpaired.networks.blocks import Chain, Conv, Residual
+from unpaired.networks.blocks import Chain, Conv, Residual, gaussian
 from unpaired.networks.norms import InstanceNorm
 
 
@@ -46,14 +46,3 @@ class ResNet(nn.Module):
     def smallest(downsamplings: int) -> int:
         """The smallest side of an image: the blocks reflect a map of 2 pixels."""
         return 2 ** (downsamplings + 1)
-
-
-def gaussian(net: nn.Module, std: float = 0.02) -> None:
-    """pix2pix's start: N(0, std) for all weights, N(1, std) for scales of norms, biases 0."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(module.weight, 0.0, std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            nn.init.normal_(module.weight, 1.0, std)

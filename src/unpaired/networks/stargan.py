@@ -198,6 +198,11 @@ def select(branches: Tensor, y: Tensor) -> Tensor:
 
 def widths(side: int, smallest: int, budget: int, cap: int) -> list[int]:
     """Channels at each size from `side` to `smallest` px: budget / side, doubling up to `cap`."""
+    if side > budget:
+        raise ConfigProblem(
+            f"method.width: {budget} is too little for {side} px, whose maps would have no channel: set it to "
+            f"{16 * side} or more."
+        )
     halvings = (side // smallest).bit_length() - 1
     return [min(budget // side * 2**i, cap) for i in range(halvings + 1)]
 

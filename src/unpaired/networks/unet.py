@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from unpaired.networks.resnet import gaussian
+from unpaired.networks.blocks import gaussian
 
 
 class UNet(nn.Module):
