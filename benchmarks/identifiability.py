@@ -366,6 +366,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--K", type=int, nargs="+", help="numbers of domains (default: three or four)")
     p.add_argument("--minutes", type=float, default=20, help="of a run on scenes, at most")
     args = apart(p, argv)
+    known = {
+        K for Ks in (DOMAINS if args.kind == "vectors" else SCENE_DOMAINS).values() for K in Ks
+    }
+    if odd := set(args.K or ()) - known:
+        raise SystemExit(f"--K {min(odd)}: choose from {', '.join(map(str, sorted(known)))}.")
     args.steps = args.steps or {"vectors": 700, "scenes": 800}[args.kind]
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
