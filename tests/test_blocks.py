@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from unpaired.losses import l1
-from unpaired.networks import blocks, memory, norms
+from unpaired.networks import blocks, memory
 from unpaired.networks.blocks import Conv, UpConv, down_conv, reflect, up_conv, up_conv_zeros
 from unpaired.networks.memory import padded
 from unpaired.networks.norms import InstanceNorm, LayerNorm, StandardiseLayer, adain
@@ -141,12 +141,10 @@ def test_norms_of_a_blank_map_have_gradients(dtype):
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("large", [0, norms.LARGE])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("norm", [InstanceNorm(6, affine=True), LayerNorm(6)])
-def test_norms_of_bf16_are_those_of_fp32(norm, batch, large, monkeypatch):
+def test_norms_of_bf16_are_those_of_fp32(norm, batch):
     """To the rounding of bf16 in and out: statistics are not taken in bf16, nor are gradients of scale and shift."""
-    monkeypatch.setattr(norms, "LARGE", large)  # sample by sample, or side by side
     torch.manual_seed(0)
     x = (20 + torch.randn(batch, 6, 64, 64)).bfloat16().requires_grad_()
     g = torch.randn_like(x)

@@ -3,8 +3,7 @@
 The plain formulas (`torch.var_mean`, a product, a sum) give the same numbers to rounding (`tests/test_blocks.py`) and
 took four times as long on a CPU. Statistics are in fp32 where the map is bf16. On a CPU maps of bf16 go through torch's
 kernels of batch norm, which read and write them as they are: a third of the time that fp32 in between takes. A channel
-of a sample is a channel of theirs: small maps go through at once, channels of all samples side by side, large ones
-sample by sample, which saves the copies.
+of a sample is a channel of theirs.
 """
 
 from __future__ import annotations
@@ -19,10 +18,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from unpaired.networks.memory import remade
-
-LARGE = 1 << 17  # numbers of a sample
-forth: Any = torch.native_batch_norm
-back: Any = torch.ops.aten.native_batch_norm_backward
 
 
 def adain(
@@ -66,9 +61,9 @@ class Standardise(torch.autograd.Function):
         shape, shift, scale = x.shape[:2], widened(shift), widened(scale)
         if fused(x):
             x = beside(x)
-            y, mean, r = torch.empty_like(x), torch.empty(shape), torch.empty(shape)
-            for of, a, b, *to in samples(x, scale, shift, y, mean, r):
-                forth(of, a, b, None, None, True, 0.0, eps, out=to)
+            rows = (scale.flatten(), shift.flatten(), None, None)
+            y, *found = torch.native_batch_norm(x, *rows, True, 0.0, eps)
+            mean, r = (v.view(shape) for v in found)
         else:
             wide = widened(x)
             mean = wide.mean((2, 3))
@@ -87,12 +82,11 @@ class Standardise(torch.autograd.Function):
         x, k, _, mean, r, scale = ctx.saved_tensors
         if fused(x):
             g = before(beside(g), ctx)
-            g_x, g_scale, g_shift = torch.empty_like(x), torch.empty_like(k), torch.empty_like(k)
-            for a, b, w, m, v, *to in samples(x, g, scale, mean, r, g_x, g_scale, g_shift):
-                found = back(b, a, w, None, None, m, v, True, 0.0, [True, True, True])
-                for into, part in zip(to, found, strict=True):
-                    into.copy_(part)
-            return apart(g_x, k.shape), g_shift, g_scale, None, None
+            rows = (scale.flatten(), None, None, mean.flatten(), r.flatten())
+            g_x, g_scale, g_shift = torch.ops.aten.native_batch_norm_backward(
+                g, x, *rows, True, 0.0, [True, True, True]
+            )
+            return apart(g_x, k.shape), g_shift.view_as(k), g_scale.view_as(k), None, None
         x, g = widened(x), before(widened(g), ctx)
         g_shift = g.mean((2, 3))
         g_scale = ((g * x).mean((2, 3)) - mean * g_shift) * r
@@ -166,12 +160,11 @@ class StandardiseLayer(torch.autograd.Function):
         n = g[0].numel()
         if fused(x):
             g = before(beside(g), ctx)
-            one, middle = torch.ones_like(k), mean.expand_as(k)
-            products, sums = torch.empty_like(k), torch.empty_like(k)
-            for a, b, w, m, *to in samples(x, g, one, middle, products, sums):
-                found = back(b, a, w, None, None, m, w, True, 0.0, [False, True, True])
-                for into, part in zip(to, found[1:], strict=True):
-                    into.copy_(part)
+            one, middle = torch.ones(k.numel()), mean.expand_as(k).flatten()
+            _, products, sums = torch.ops.aten.native_batch_norm_backward(
+                g, x, one, None, None, middle, one, True, 0.0, [False, True, True]
+            )
+            products, sums = products.view_as(k), sums.view_as(k)
         else:
             x, g = widened(x), before(widened(g), ctx)
             sums = g.sum((2, 3))
@@ -193,22 +186,10 @@ def fused(x: Tensor) -> bool:
 
 
 def beside(x: Tensor) -> Tensor:
-    """The channels of all samples side by side, (B, C, H, W) -> (1, B C, H, W), of large maps as they are; channels
-    last."""
+    """The channels of all samples side by side: (B, C, H, W) -> (1, B C, H, W), channels last."""
     b, c, h, w = x.shape
-    if b > 1 and c * h * w < LARGE:
-        x = x.permute(2, 3, 0, 1).reshape(1, h, w, b * c).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def samples(x: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:
-    """What torch's kernels take at once: all of a map that has its channels side by side, else sample by sample. Of the
-    others, maps (as `x`) and numbers (B, C)."""
-    if len(x) == 1:
-        return [(x, *(o if o.dim() == 4 else o.reshape(-1) for o in others))]
-    return [
-        tuple(o[i : i + 1] if o.dim() == 4 else o[i] for o in (x, *others)) for i in range(len(x))
-    ]
+    y = x.permute(2, 3, 0, 1).reshape(1, h, w, b * c).permute(0, 3, 1, 2)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def apart(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -223,11 +204,9 @@ def scaled(x: Tensor, k: Tensor, b: Tensor) -> Tensor:
     """k * x + b for each sample and channel, k and b (B, C)."""
     if not fused(x):
         return torch.addcmul(b[:, :, None, None], widened(x), k[:, :, None, None])
-    y, zero, one = torch.empty_like(x), torch.zeros_like(k), torch.ones_like(k)
-    nothing = torch.empty(0), torch.empty(0)
-    for of, to, *rows in samples(x, y, k, b, zero, one):
-        forth(of, *rows, False, 0.0, 0.0, out=(to, *nothing))
-    return y
+    k, b = k.flatten(), b.flatten()
+    zero, one = torch.zeros_like(k), torch.ones_like(k)
+    return torch.native_batch_norm(x, k, b, zero, one, False, 0.0, 0.0)[0]
 
 
 def widened(x: Tensor) -> Tensor:
