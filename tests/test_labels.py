@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 import tiny
-import torch
 from PIL import Image
 
 from unpaired import train
@@ -134,8 +133,12 @@ def test_training_learns_the_labels_domains(tmp_path, kind):
 
 def test_the_second_view_mirrors_only_where_images_do(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(train, "View", lambda **kw: seen.append(kw) or torch.nn.Identity())
-    monkeypatch.setattr(train, "to_device", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def caught(tensors, device, view):
+        seen.append(view)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "to_device", caught)
     for flip in ("true", "false"):
         fill(tmp_path / "data", "a.png", "b.png")
         config = tiny.run(
@@ -143,7 +146,7 @@ def test_the_second_view_mirrors_only_where_images_do(monkeypatch, tmp_path):
         )
         with pytest.raises(KeyboardInterrupt):
             train.fit(config, RunFolder(tmp_path / flip), say=lambda line: None)
-    assert [kw["flip"] for kw in seen] == [True, False]
+    assert [view.flip for view in seen] == [True, False]
 
 
 def refused(problem, words, root, method="tunit", **settings):
