@@ -29,6 +29,14 @@ def config(*overrides):
     return tiny.run("munit", *words, *overrides, steps=STEPS)
 
 
+@pytest.fixture(autouse=True)
+def terminal():
+    """Whatever runs the tests: SIGHUP is not ignored, as under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The uninterrupted run: its W, and the seconds that it takes."""

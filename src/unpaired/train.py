@@ -693,11 +693,9 @@ def signals() -> Iterator[list[int]]:
         last[0] = time.monotonic()
         asked.append(number)
 
-    numbers = [  # what is ignored stays so: nohup
-        n
-        for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if signal.getsignal(n) is not signal.SIG_IGN
-    ]
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
     before = {n: signal.signal(n, handle) for n in numbers}
     try:
         yield asked
