@@ -282,11 +282,16 @@ def trained_reader(n: int, epochs: int = 6, batch: int = 32) -> Reader:
 # All runs -----------------------------------------------------------------------------------------
 
 
+def numbers(kind: str) -> dict[int, tuple[int, ...]]:
+    """The numbers of domains, by n."""
+    return DOMAINS if kind == "vectors" else SCENE_DOMAINS
+
+
 def runs(args: argparse.Namespace) -> list[tuple[str, int, int, dict[str, list[float]]]]:
     """(what, n, K, figures of all seeds), from files where they are, by running where they are not."""
     kinds = ["flow"] if args.kind == "vectors" else args.only or METHODS
     done = []
-    for n, Ks in (DOMAINS if args.kind == "vectors" else SCENE_DOMAINS).items():
+    for n, Ks in numbers(args.kind).items():
         for K, kind in itertools.product([K for K in Ks if K in (args.K or Ks)], kinds):
             each = []
             for seed in range(args.seeds):
@@ -366,9 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--K", type=int, nargs="+", help="numbers of domains (default: three or four)")
     p.add_argument("--minutes", type=float, default=20, help="of a run on scenes, at most")
     args = apart(p, argv)
-    known = {
-        K for Ks in (DOMAINS if args.kind == "vectors" else SCENE_DOMAINS).values() for K in Ks
-    }
+    known = set(itertools.chain(*numbers(args.kind).values()))
     if odd := set(args.K or ()) - known:
         raise SystemExit(f"--K {min(odd)}: choose from {', '.join(map(str, sorted(known)))}.")
     args.steps = args.steps or {"vectors": 700, "scenes": 800}[args.kind]

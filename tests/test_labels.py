@@ -131,6 +131,26 @@ def test_training_learns_the_labels_domains(tmp_path, kind):
     assert ("CE" in losses) == (kind == "some")
 
 
+@pytest.mark.parametrize("kind", ["none", "some"])
+def test_labels_that_training_learns_may_not_change(tmp_path, kind):
+    fill(tmp_path / "data", *(f"{d}/{i}{d}.png" for d in ("b", "c") for i in range(6)))
+    words = ["data.domains=null", f"data.root={tmp_path / 'data'}", "data.labels=folders"]
+    run = RunFolder(tmp_path / "run")
+
+    def fit(steps, **kw):
+        config = tiny.run("tunit", *words, f"method.labels={kind}", steps=steps)
+        train.fit(config, run, say=lambda line: None, **kw)
+
+    fit(2)
+    fill(tmp_path / "data", *(f"a/{i}a.png" for i in range(6)))
+    if kind == "some":
+        with pytest.raises(ConfigProblem, match="began with the labels b, c"):
+            fit(4, resume=True, allow_dataset_change=True)
+    else:
+        fit(4, resume=True, allow_dataset_change=True)
+    assert run.newest()[0] == (2 if kind == "some" else 4)
+
+
 def test_the_second_view_mirrors_only_where_images_do(monkeypatch, tmp_path):
     seen = []
 

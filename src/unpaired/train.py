@@ -570,16 +570,19 @@ class Trainer:
 
     def compare_domains(self, state: Mapping[str, Any]) -> None:
         """Refuses domains or labels of other names, or in another order: the networks would change sides."""
-        kinds = [("labels", self.dataset.labels)]
         if self.method.layout != "unlabelled":
-            kinds.append(("domains", self.method.domains))
-        for kind, now in kinds:
-            if (begun := state.get(kind)) is not None and list(begun) != list(now):
-                raise ConfigProblem(
-                    f"The run began with the {kind} {', '.join(map(escape, begun)) or 'none'}, here are "
-                    f"{', '.join(map(escape, now)) or 'none'}: name the folders and their order as they were, or begin "
-                    "another run by --init."
-                )
+            kind, now = "domains", self.method.domains
+        elif self.method.supervision(self.run.method) != "none":
+            kind, now = "labels", self.dataset.labels
+        else:
+            return  # found domains have the names that they were given
+        begun = state.get(kind, list(now))
+        if begun != list(now):
+            raise ConfigProblem(
+                f"The run began with the {kind} {', '.join(map(escape, begun))}, here are "
+                f"{', '.join(map(escape, now))}: name the folders and their order as they were, or begin another run "
+                "by --init."
+            )
 
     def initialise(self, path: Path) -> None:
         """Starts from the networks of another run, or of a model file, as far as names and shapes agree."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -129,12 +130,9 @@ def inputs(path: Path, out: Path) -> Iterator[tuple[Path, str]]:
         if file.resolve().is_relative_to(results):
             continue  # what an earlier call has written
         name = short("-".join(file.relative_to(path.absolute()).with_suffix("").parts))
-        if name in taken:
-            name = f"{name}-{file.suffix[1:]}"
-        first, n = name, 1
-        while name in taken:
-            n += 1
-            name = f"{first}-{n}"
+        longer = f"{name}-{file.suffix[1:]}"
+        names = itertools.chain((name, longer), (f"{longer}-{n}" for n in itertools.count(2)))
+        name = next(n for n in names if n not in taken)
         taken.add(name)
         yield file, name
 
