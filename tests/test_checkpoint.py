@@ -596,7 +596,7 @@ def refused(path: Path, reason: str) -> None:
     start = time.monotonic()
     with pytest.raises(NotWritable, match=reason) as problem:
         RunFolder(path).create()
-    assert time.monotonic() - start < 3 and problem.value.exit_code == 73
+    assert time.monotonic() - start < 10 and problem.value.exit_code == 73
     assert str(path) in str(problem.value) and "\n" not in str(problem.value)
     assert before is None or tree(path.parent) == before
 
@@ -672,7 +672,7 @@ def test_T29_a_hundred_races(quick: Path) -> None:
 def check_race(result: dict[str, Any], count: int) -> None:
     assert result["winners"] == [1] * count
     assert len(result["named"]) == 9 * count and all(result["named"])
-    assert result["slowest"] < 2 and result["freed"] < 1
+    assert result["slowest"] < 10 and result["freed"] < 5
 
 
 def test_T29_the_lock_names_its_holder_and_frees_itself(run: RunFolder) -> None:
@@ -1045,7 +1045,7 @@ def test_M09_what_is_not_a_regular_file(quick: Path) -> None:
     no_model(quick, "not a regular file|a folder is where")
     no_model(quick / "loop", "cannot read")
     no_model(quick / "missing", "no such file")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 def test_M09_links_that_lead_out_of_the_folder(quick: Path) -> None:
