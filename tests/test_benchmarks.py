@@ -289,6 +289,13 @@ def test_factors_that_are_mixed_are_told_from_factors_that_are_lost():
     assert identifiability.chance(2) == pytest.approx(4 / np.pi * np.sin(np.pi / 4), abs=0.01)
 
 
+def test_the_gap_of_scenes_is_of_each_factor_in_each_domain():
+    a = np.random.default_rng(0).standard_normal((3, 50, 2))
+    assert identifiability.distance(a, a[:, ::-1]) == 0  # the order of the images is free
+    assert identifiability.distance(a, a[::-1]) > 0.1  # that of the domains is not
+    assert identifiability.distance(a, a + [1, 0]) == pytest.approx(0.5)
+
+
 def test_a_generator_that_is_the_mixing_scores_one():
     mixing = identifiability.Mixing(2, 0)
     torch.manual_seed(0)
@@ -331,6 +338,7 @@ def test_scenes_in_two_steps(commands, tmp_path, monkeypatch):
     assert "MCC of drawn styles" in text
     figures = json.loads(next(Path("runs/identifiability").glob("scenes-dsm*.json")).read_text())
     assert figures["step"] == 2 and 0 <= figures["MCC"] <= figures["together"] <= 1
+    assert figures["gap"] > 1  # untrained
     assert [w[0] for w in commands] == ["train", "train"]
     identifiability.main(words)
     assert len(commands) == 2

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from unpaired.data.scenes import CONTENT, DOMAINS, STYLES, Scenes, draw, family
+from unpaired.data.scenes import CONTENT, DOMAINS, STYLES, SUNSET, Scenes, draw, family, tint
 from unpaired.errors import ConfigProblem
 
 SHAPES = int(CONTENT["shape"][1])
@@ -108,6 +108,12 @@ def test_family_varies_only_in_its_distributions():
     assert scene.image.shape == (16, 16, 3)
     free = [v for v in scene.style.values() if v != 0.5]
     assert len(free) == 2 and all(0 < v < 1 for v in free)
+
+
+def test_colours_of_the_family_do_not_close_in_a_circle():
+    colours = np.array([tint(SUNSET, t) for t in np.linspace(0, 1, 21)])
+    apart = np.linalg.norm(colours[0] - colours, axis=1)
+    assert (np.diff(apart) > -0.02).all() and apart[-1] > 0.95 * apart.max()
 
 
 def test_names_are_checked():

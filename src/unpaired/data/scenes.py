@@ -442,12 +442,14 @@ def halftone(f: Figure, ink: float, tone: float, paper: float) -> Array:
 def study(f: Figure, hue: float, ground: float, line: float, shading: float, light: float) -> Array:
     """The one manner of `family`: a shaded, contoured object on a plain ground."""
     sheet = np.broadcast_to(tint(GROUND, ground), (*f.size, 3))
-    body = lit(f, tint(FRUIT, hue), np.pi * (0.05 + 0.9 * light), 0.2 + 0.8 * shading)
+    body = lit(f, tint(SUNSET, hue), np.pi * (0.05 + 0.9 * light), 0.2 + 0.8 * shading)
     body = mix(body, DUSK * 0.8, f.cover(-f.edge - (0.02 + 0.14 * line)))
     return mix(sheet, body, f.cover(f.edge))
 
 
 GROUND = path("4a4f63", "f4efe6")
+# Its ends are far apart: where they meet, as all hues do, a generator may begin at another of them.
+SUNSET = path("3f83bd", "7460b5", "b5508f", "d8435a", "ee7b4d")
 
 PAINTERS = MappingProxyType(
     {
