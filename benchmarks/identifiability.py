@@ -227,8 +227,8 @@ def pictures(study: Any, count: int) -> torch.Tensor:
 def scene_figures(run: Path, reader: Reader, n: int, K: int, seed: int) -> dict[str, float]:
     """MCC: styles of held-out images with their true factors; together: the same by all components at once. MCC of
     drawn styles: random styles with the factors that a reader, trained on real scenes, sees in the images made with
-    them. reader: its own MCC on real images. gap: mean distance of the sorted factors that the reader sees in images
-    made and in real ones, factor by factor and domain by domain, over that of two real samples: is the domain matched?"""
+    them. reader: its own MCC on real images. gap: is the domain matched? The mean distance of the sorted factors that
+    the reader sees in images made and in real ones, of each factor in each domain, over that of two real samples."""
     method = Translator.load(run, "cpu").method
     encoded, true, drawn, seen, read, more = [], [], [], [], [], []
     u = np.repeat(np.arange(K), HELD_OUT)
