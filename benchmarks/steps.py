@@ -30,7 +30,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unpaired.config import Run, load
 from unpaired.method import Step
-from unpaired.train import build_optimizers, train_step
+from unpaired.train import build_optimizers, compile_networks, train_step
 
 FRACTION = 0.9  # late in a run: every term of every method is on
 DOMAINS = {"two_domains": 2, "paired": 2, "domains": 3, "unlabelled": 1}
@@ -184,8 +184,7 @@ class Ours:
         self.optimizers = build_optimizers(self.method, run)
         self.clips = {net: run.optimizer(net).clip for net in self.optimizers}
         if run.train.compile:
-            for net in self.optimizers:
-                self.method.get_submodule(net).compile()
+            compile_networks(self.method, self.optimizers)
         self.batch = {
             k: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             for k, x in batch(run).items()

@@ -1,5 +1,6 @@
 """The pieces of networks, against what they stand for."""
 
+import copy
 from typing import NamedTuple
 
 import pytest
@@ -107,6 +108,22 @@ def test_norms_are_their_formulas(plain, ours, numbers, layout):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [InstanceNorm(4, affine=True), LayerNorm(4)])
+@pytest.mark.parametrize("slope", [None, 0.0, 0.2])
+def test_what_the_compiler_is_given_is_the_same(norm, slope, monkeypatch):
+    norm, x = copy.deepcopy(norm).double(), torch.randn(3, 4, 6, 5, dtype=torch.float64)
+    for p in norm.parameters():
+        torch.nn.init.normal_(p)
+    inputs = [x.requires_grad_(), *norm.parameters()]
+    each = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda now=compiling: now)
+        y = norm(x, slope=slope)
+        each.append([y, *torch.autograd.grad(y.pow(3).sum(), inputs)])
+    for a, b in zip(*each, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", [InstanceNorm, LayerNorm])

@@ -270,17 +270,21 @@ def test_bf16_trains(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # while it traces
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_networks_train(tmp_path, monkeypatch):
     """Traced, batches of two sizes included; the code that it would be made into is torch's affair."""
     compile = torch.nn.Module.compile
-    traced = []
+    used = set()
 
     def trace(net):
-        traced.append(type(net).__name__)
-        compile(net, backend="eager")
+        def backend(graph, _):
+            used.add(type(net).__name__)
+            return graph.forward
+
+        compile(net, backend=backend)
 
     monkeypatch.setattr(torch.nn.Module, "compile", trace)
     run = tiny.run("munit", "train.compile=true", "train.precision=bf16-mixed", steps=2)
     fit(run, tmp_path)
-    assert traced == ["AutoEncoder", "AutoEncoder", "MultiScale", "MultiScale"]
+    assert used == {"ContentEncoder", "StyleEncoder", "Decoder", "MultiScale"}
     assert RunFolder(tmp_path).read_log()[-1]["losses"]["x_1"] > 0

@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,18 @@ def train_step(
                 torch._foreach_mul_(grads, (clip / norms[name]).clamp(max=1.0))
             optimizers[name].step()
             optimizers[name].zero_grad()
+
+
+def compile_networks(method: Method, nets: Iterable[str]) -> None:
+    """Has torch compile networks where they are called first.
+
+    Those that translate are called in parts as well as whole. A discriminator is called whole, or by its plain
+    `forward` where a penalty differentiates twice: there its parts have to stay plain.
+    """
+    for name in nets:
+        net = method.get_submodule(name)
+        for part in (net, *net.children()) if name in method.averaged.split() else (net,):
+            part.compile()
 
 
 def gradient_norm(net: torch.nn.Module) -> Tensor:
@@ -290,8 +302,7 @@ class Trainer:
                 )
             self.method.train()
         if run.train.compile:
-            for net in self.optimizers:
-                self.method.get_submodule(net).compile()
+            compile_networks(self.method, self.optimizers)
 
     def open(self, layout: str, unchanged: bool) -> Dataset:
         """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""
