@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_dsm.py                                       # seven domains of the built-in scenes
     python benchmarks/ablation_dsm.py --digits digits.npz --emoji DIR --features FILE --lpips TRUNK HEADS
-    python benchmarks/ablation_dsm.py --choices ...                         # and what DSM's source leaves open
+    python benchmarks/ablation_dsm.py --sets choices ...      # what DSM's source leaves open, on three scenes
 
 32 px, preset small, about 15 minutes a run (a limit of 30). Stop and start it at will: finished runs are not
 repeated. Several may go on at once with --sets or --only and runs of their own; the last call, without them, writes the
@@ -58,6 +58,7 @@ CHOICES = {  # what the source leaves open: one thing changed at a time
     )
 }
 SETS = ("scenes", "digits", "emoji")
+THREE = "outline, painted, neon"  # for the choices
 SCENES = "outline, painted, mosaic, neon, chalk, blueprint, papercut"
 STYLED = 500  # held-out images of a domain whose styles are looked at
 WAYS = {"latent": "random styles", "reference": "styles of references"}
@@ -78,6 +79,8 @@ def data_words(name: str, args: argparse.Namespace) -> list[str] | None:
     """How `unpaired train` is told of a set; None where it was not given."""
     if name == "scenes":
         return ["--data", "scenes", f"data.domains=[{SCENES}]"]
+    if name == "choices":
+        return ["--data", "scenes", f"data.domains=[{THREE}]"]
     if name == "digits" and args.digits:
         sets, target = ("mnist", "usps", "mnistm"), OUT / "data" / "digits"
         folder = digit_folders(args.digits, target, sets, "{set}/{digit}")
@@ -118,8 +121,8 @@ def compare(name: str, data: Sequence[object], args: argparse.Namespace) -> str:
 
 
 def chosen(name: str, args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
-    """The runs of a set; what the source leaves open is tried on the scenes alone."""
-    runs = RUNS | (CHOICES if name == "scenes" and (args.choices or args.only) else {})
+    """The runs of a set."""
+    runs = {"DSM": RUNS["DSM"], **CHOICES} if name == "choices" else RUNS
     return {run: words for run, words in runs.items() if not args.only or run in args.only}
 
 
@@ -162,10 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description="What each part of DSM is for.")
     p.add_argument("--digits", type=Path, metavar="FILE.npz", help="besides scenes")
     p.add_argument("--emoji", type=Path, metavar="DIR", help="besides scenes")
-    p.add_argument("--choices", action="store_true", help="also what the source leaves open")
     p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--minutes", type=float, default=30, help="of a run, at most")
-    p.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="some of the sets")
+    p.add_argument("--sets", nargs="+", choices=(*SETS, "choices"), default=SETS)
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
     weights(p)
     args = apart(p, argv)

@@ -207,6 +207,8 @@ def test_ablation_of_dsm_in_two_steps(commands, monkeypatch):
     done = len(commands)
     ablation_dsm.main(words)
     assert len(commands) == done
+    ablation_dsm.main([*words[:2], "--sets", "choices", "--only", "DSM, bins 4", *words[5:]])
+    assert "bins: 4" in Path("runs/ablation_dsm/choices/DSM-bins-4/config.yaml").read_text()
 
 
 def test_ablation_of_dsm_on_digits_and_emoji(commands, tmp_path):
