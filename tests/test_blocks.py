@@ -10,7 +10,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from unpaired.losses import l1
 from unpaired.networks import blocks, memory
-from unpaired.networks.blocks import Conv, UpConv, down_conv, reflect, up_conv, up_conv_zeros
+from unpaired.networks.blocks import (
+    Conv,
+    Residual,
+    UpConv,
+    down_conv,
+    reflect,
+    up_conv,
+    up_conv_zeros,
+)
 from unpaired.networks.memory import padded
 from unpaired.networks.norms import InstanceNorm, LayerNorm, StandardiseLayer, adain
 from unpaired.networks.patch import MultiScale
@@ -229,6 +237,21 @@ def test_behind_a_norm_nothing_but_the_norms_input_is_kept(always):
         *(Conv(8, 8, 3, 1, 1, InstanceNorm, torch.nn.ReLU()) for _ in range(4))
     )
     assert kept(net, x) < 4 + 1 + 0.1  # where each convolution, norm and ReLU would keep one: 12.5
+
+
+def test_a_block_that_is_run_again_keeps_its_input(always):
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
+    net = torch.nn.Sequential(*(Residual(8) for _ in range(4)))
+    before, given = kept(net, x), net(x)
+    wanted = torch.autograd.grad(given.square().sum(), [x, *net.parameters()])
+    memory.checkpointed(net)
+    assert before > 8 and kept(net, x) < 4 + 1 + 0.1
+    y = net(x)
+    assert torch.equal(y, given)
+    for a, b in zip(
+        torch.autograd.grad(y.square().sum(), [x, *net.parameters()]), wanted, strict=True
+    ):
+        torch.testing.assert_close(a, b)
 
 
 def test_leaky_relu_without_a_norm_keeps_one_map(always):

@@ -269,6 +269,18 @@ STARGAN = {
     "StyleEncoder",
     "Discriminator",
 }  # the first encodes content
+
+
+def test_checkpointing_changes_no_number(tmp_path):
+    plain = fit(tiny.run(steps=3), tmp_path / "plain")
+    run = fit(tiny.run("munit", "train.checkpointing=true", steps=3), tmp_path / "run")
+    assert [r["losses"] for r in RunFolder(run).read_log()] == [
+        r["losses"] for r in RunFolder(plain).read_log()
+    ]
+    with pytest.raises(ConfigProblem, match="train.checkpointing and train.compile"):
+        fit(tiny.run("munit", "train.checkpointing=true", "train.compile=true"), tmp_path / "both")
+
+
 COMPILED = {  # of the networks that translate what is called, and the discriminators
     "munit": {"ContentEncoder", "StyleEncoder", "Decoder", "MultiScale"},
     "unit": {"Encoder", "Generator", "MultiScale"},

@@ -127,6 +127,7 @@ class Train(Section):
     accumulate: int = Field(1, ge=1)  # microbatches that a batch is split into, to save memory
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     compile: bool = False
+    checkpointing: bool = False  # blocks run again in the backward pass: more time, less memory
     seed: int = Field(0, ge=0, lt=2**32)
     log_every: int = Field(50, ge=1)
     sample_every: int = Field(1000, ge=1)
@@ -252,6 +253,7 @@ SAFE: tuple[str, ...] = (
 SAFE += (
     "train.tensorboard",
     "train.compile",
+    "train.checkpointing",
     "train.precision",
     "data.workers",
     "data.cache",

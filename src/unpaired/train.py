@@ -48,6 +48,7 @@ from unpaired.errors import (
 from unpaired.method import Batch, Method, Step
 from unpaired.metrics.table import METRICS
 from unpaired.metrics.validation import quick_validation
+from unpaired.networks.memory import checkpointed
 from unpaired.progress import Progress, say
 from unpaired.translator import metadata, sample_sheets
 
@@ -264,6 +265,10 @@ class Trainer:
                 f"train.accumulate: a loss of {run.method.name} couples the images of a batch, so it cannot be "
                 "split: set train.accumulate=1 and lower data.batch instead."
             )
+        if run.train.compile and run.train.checkpointing:
+            raise ConfigProblem(
+                "train.checkpointing and train.compile do not go together: set one of them to false."
+            )
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         precision: Any = run.precision(torch.device(accelerator))
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
@@ -301,6 +306,8 @@ class Trainer:
                     f"train.best: {run.method.name} has no {best}: {nearest(best, figures)}"
                 )
             self.method.train()
+        if run.train.checkpointing:
+            checkpointed(self.method)
         if run.train.compile:
             compile_networks(self.method, self.optimizers)
 

@@ -2,25 +2,32 @@
 
 Between two convolutions stand a norm, an activation and padding. Plain, each of them and the next convolution keep a
 map; here the norm keeps its input and nothing else is kept, for all that follows is a cheap function of it. Same
-numbers, about half the memory, no time that could be measured (docs/log.md).
+numbers, about half the memory, no time that could be measured (docs/log.md). `checkpointed` goes further, at a price.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 LEAST = 2**20  # bytes of a map from which it pays: below, time goes into calls and not into memory
 Map = Callable[[Tensor], Tensor]
+_within = False  # a block that is run again as a whole
+
+
+def pays(x: Tensor) -> bool:
+    return x.nbytes >= LEAST and not _within and not torch.compiler.is_compiling()
 
 
 def remade(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """`y`, of which `without` knows that `make` gives it again."""
-    if not torch.compiler.is_compiling() and y.nbytes >= LEAST and y.grad_fn is not None:
+    if y.grad_fn is not None and pays(y):
         y.again = make  # type: ignore[attr-defined]
     return y
 
@@ -28,7 +35,7 @@ def remade(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
 def without(x: Tensor, conv: Map) -> Tensor:
     """conv(x); where `x` can be made again, autograd does not keep it."""
     again = getattr(x, "again", None)
-    if again is None:
+    if again is None or _within:
         return conv(x)
     mark = (x.data_ptr(), x.dtype, x.shape)
 
@@ -44,7 +51,7 @@ def without(x: Tensor, conv: Map) -> Tensor:
 
 def padded(x: Tensor, pad: Map, conv: Map) -> Tensor:
     """conv(pad(x)), for which autograd keeps `x` at most. `pad` may enlarge too: its gradient needs no values."""
-    if torch.compiler.is_compiling() or x.nbytes < LEAST or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not pays(x):
         return conv(pad(x))
     device, again = x.device, getattr(x, "again", x.detach)
 
@@ -71,3 +78,45 @@ def finished(y: Tensor, norm: Any, activation: Any) -> Tensor:
     if slope is not None and getattr(norm, "activates", False):
         return norm(y, slope=slope)
     return activation(norm(y))
+
+
+def checkpointed(net: nn.Module) -> None:
+    """From now on a block of `net` keeps its inputs alone for the backward pass, which runs it again: same numbers.
+
+    A block is a member of a sequence that has parts of its own. One with running statistics, which would count its
+    input twice, stays as it is.
+    """
+    for part in net.children():
+        own = isinstance(net, nn.Sequential | nn.ModuleList) and any(True for _ in part.children())
+        counts = any(getattr(m, "track_running_stats", False) for m in part.modules())
+        if own and not counts:
+            part.forward = again_as_a_whole(part, part.forward)
+        else:
+            checkpointed(part)
+
+
+def again_as_a_whole(block: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def whole(*args: Any, **kwargs: Any) -> Tensor:
+        with within():
+            return forward(*args, **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        learns = all(
+            p.requires_grad for p in block.parameters()
+        )  # else it may when it is run again
+        if not learns or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(whole, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+@contextmanager
+def within() -> Iterator[None]:
+    """Nothing is made again by itself in here."""
+    global _within
+    before, _within = _within, True
+    try:
+        yield
+    finally:
+        _within = before

@@ -51,11 +51,11 @@ def activated(y: Tensor, slope: float | None) -> Tensor:
     return y if slope is None else F.leaky_relu_(y, slope)
 
 
-def before(g: Tensor, ctx: Any) -> Tensor:
+def before(g: Tensor, x: Tensor, k: Tensor, b: Tensor, slope: float | None) -> Tensor:
     """The gradient before the activation."""
-    if ctx.slope is None:
+    if slope is None:
         return g
-    return torch.ops.aten.leaky_relu_backward(g, scaled(*ctx.saved_tensors[:3]), ctx.slope, False)
+    return torch.ops.aten.leaky_relu_backward(g, scaled(x, k, b), slope, False)
 
 
 class Standardise(torch.autograd.Function):
@@ -84,15 +84,15 @@ class Standardise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, k, _, mean, r, scale = ctx.saved_tensors
+        x, k, b, mean, r, scale = ctx.saved_tensors
         if fused(x):
-            g = before(beside(g), ctx)
+            g = before(beside(g), x, k, b, ctx.slope)
             rows = (scale.flatten(), None, None, mean.flatten(), r.flatten())
             g_x, g_scale, g_shift = torch.ops.aten.native_batch_norm_backward(
                 g, x, *rows, True, 0.0, [True, True, True]
             )
             return apart(g_x, k.shape), g_shift.view_as(k), g_scale.view_as(k), None, None
-        x, g = widened(x), before(widened(g), ctx)
+        x, g = widened(x), before(widened(g), x, k, b, ctx.slope)
         g_shift = g.mean((2, 3))
         g_scale = ((g * x).mean((2, 3)) - mean * g_shift) * r
         a = -k * r * g_scale
@@ -166,17 +166,17 @@ class StandardiseLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, k, _, mean, std, q = ctx.saved_tensors
+        x, k, shift, mean, std, q = ctx.saved_tensors
         n = g[0].numel()
         if fused(x):
-            g = before(beside(g), ctx)
+            g = before(beside(g), x, k, shift, ctx.slope)
             one, middle = torch.ones(k.numel()), mean.expand_as(k).flatten()
             _, products, sums = torch.ops.aten.native_batch_norm_backward(
                 g, x, one, None, None, middle, one, True, 0.0, [False, True, True]
             )
             products, sums = products.view_as(k), sums.view_as(k)
         else:
-            x, g = widened(x), before(widened(g), ctx)
+            x, g = widened(x), before(widened(g), x, k, shift, ctx.slope)
             sums = g.sum((2, 3))
             products = (g * x).sum((2, 3)) - mean * sums
         inner = (k * products).sum(1, keepdim=True)
