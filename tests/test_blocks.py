@@ -179,6 +179,10 @@ def test_norms_of_bf16_are_those_of_fp32(norm, batch):
         assert y.dtype is dtype
         seen[dtype] = [y, *torch.autograd.grad(y, [x, *norm.parameters()], g.to(dtype))]
     torch.testing.assert_close(norm(x[..., 1:]), norm(x[..., 1:].contiguous()))
+    for part in (x, x[..., 1:]):
+        learning = norm(part, slope=0.2)
+        with torch.no_grad():  # sample by sample
+            assert torch.equal(norm(part, slope=0.2), learning)
     close = 2**-7
     for wide, narrow in zip(seen[torch.float32], seen[torch.bfloat16], strict=True):
         size = wide.detach().abs().max().item()

@@ -33,6 +33,10 @@ def adain(
         variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         y = (wide - mean) * (variance + eps).rsqrt() * k + b
         return (y if slope is None else F.leaky_relu(y, slope)).to(x.dtype)
+    if fused(x) and not torch.is_grad_enabled():
+        return activated(
+            in_turn(x, widened(scale), widened(shift), None, None, True, 0.0, eps), slope
+        )
     return remade_by_its_node(Standardise.apply(x, shift, scale, eps, slope))
 
 
@@ -134,6 +138,11 @@ class LayerNorm(nn.Module):
             variance, mean = torch.var_mean(wide, (1, 2, 3), keepdim=True)
             y = (wide - mean) / (variance.sqrt() + self.eps) * gamma + beta
             return (y if slope is None else F.leaky_relu(y, slope)).to(x.dtype)
+        if fused(x) and not torch.is_grad_enabled():
+            x = x.contiguous(memory_format=torch.channels_last)
+            *_, k, b = layer_statistics(x, self.beta, self.gamma, self.eps)
+            rest = torch.zeros_like(self.beta), torch.ones_like(self.beta), False, 0.0, 0.0
+            return activated(in_turn(x, k, b, *rest), slope)
         return remade_by_its_node(StandardiseLayer.apply(x, self.beta, self.gamma, self.eps, slope))
 
 
@@ -144,24 +153,13 @@ class StandardiseLayer(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, beta: Tensor, gamma: Tensor, eps: float, slope: float | None
     ) -> Tensor:
-        n, (b, c, h, w) = x[0].numel(), x.shape
         if fused(x):
-            one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
             x = x.contiguous(memory_format=torch.channels_last)
-            _, mean, r = torch.native_group_norm(x, one, zero, b, c, h * w, 1, 0.0)
-            square = r**-2  # (B, 1), as the mean
-            x = beside(x)
-        else:
-            wide = widened(x)
-            mean = wide.mean((2, 3)).mean(1, keepdim=True)
-            square = (wide - mean[:, :, None, None]).square_().mean((2, 3)).mean(1, keepdim=True)
-        std = (square * (n / (n - 1))).sqrt_()
-        q = 1 / (std + eps)
-        k = gamma * q  # (B, C)
-        shift = beta - mean * k
+        mean, std, q, k, shift = layer_statistics(x, beta, gamma, eps)
+        x = beside(x) if fused(x) else x
         ctx.save_for_backward(x, k, shift, mean, std, q)
         ctx.slope = slope
-        return apart(activated(scaled(x, k, shift), slope).to(x.dtype), (b, c))
+        return apart(activated(scaled(x, k, shift), slope).to(x.dtype), k.shape)
 
     @staticmethod
     @once_differentiable
@@ -188,6 +186,32 @@ class StandardiseLayer(torch.autograd.Function):
         else:
             g_x = scaled(x, a, b).addcmul_(g, k[:, :, None, None])
         return g_x, sums.sum(0), (q * products).sum(0), None, None
+
+
+def layer_statistics(x: Tensor, beta: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Mean, std and 1 / (std + eps) of each sample (B, 1), and k, b (B, C) by which its norm is k x + b."""
+    n, (b, c, h, w) = x[0].numel(), x.shape
+    if fused(x):
+        one, zero = torch.ones_like(gamma), torch.zeros_like(gamma)
+        _, mean, r = torch.native_group_norm(x, one, zero, b, c, h * w, 1, 0.0)
+        square = r**-2  # (B, 1), as the mean
+    else:
+        wide = widened(x)
+        mean = wide.mean((2, 3)).mean(1, keepdim=True)
+        square = (wide - mean[:, :, None, None]).square_().mean((2, 3)).mean(1, keepdim=True)
+    std = (square * (n / (n - 1))).sqrt_()
+    q = 1 / (std + eps)
+    k = gamma * q
+    return mean, std, q, k, beta - mean * k
+
+
+def in_turn(x: Tensor, k: Tensor, b: Tensor, *rest: Any) -> Tensor:
+    """Torch's batch norm of each sample by its own k and b (B, C): without laying them side by side, which copies."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    y, spare = torch.empty_like(x), (k.new_empty(x.shape[1]), k.new_empty(x.shape[1]))
+    for i in range(len(x)):
+        torch.native_batch_norm(x[i : i + 1], k[i], b[i], *rest, out=(y[i : i + 1], *spare))
+    return y
 
 
 def fused(x: Tensor) -> bool:
