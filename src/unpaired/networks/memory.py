@@ -22,12 +22,13 @@ _within = False  # a block that is run again as a whole
 
 
 def pays(x: Tensor) -> bool:
-    return x.nbytes >= LEAST and not _within and not torch.compiler.is_compiling()
+    # The compiler comes first: it has no size to tell
+    return not torch.compiler.is_compiling() and not _within and x.nbytes >= LEAST
 
 
 def remade(y: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """`y`, of which `without` knows that `make` gives it again."""
-    if y.grad_fn is not None and pays(y):
+    if pays(y) and y.grad_fn is not None:
         y.again = make  # type: ignore[attr-defined]
     return y
 
