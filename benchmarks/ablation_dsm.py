@@ -167,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--emoji", type=Path, metavar="DIR", help="besides scenes")
     p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--minutes", type=float, default=30, help="of a run, at most")
-    p.add_argument("--sets", nargs="+", choices=(*SETS, "choices"), default=SETS)
+    sets = "some of the sets, or what the source leaves open (choices)"
+    p.add_argument("--sets", nargs="+", choices=(*SETS, "choices"), default=SETS, help=sets)
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
     weights(p)
     args = apart(p, argv)

@@ -30,8 +30,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unpaired.config import Run, load
 from unpaired.method import Step
-from unpaired.networks.memory import checkpointed
-from unpaired.train import build_optimizers, compile_networks, train_step
+from unpaired.train import build_optimizers, prepare, train_step
 
 FRACTION = 0.9  # late in a run: every term of every method is on
 DOMAINS = {"two_domains": 2, "paired": 2, "domains": 3, "unlabelled": 1}
@@ -184,10 +183,7 @@ class Ours:
         self.method = run.build(domains).to(self.fabric.device)
         self.optimizers = build_optimizers(self.method, run)
         self.clips = {net: run.optimizer(net).clip for net in self.optimizers}
-        if run.train.checkpointing:
-            checkpointed(self.method)
-        if run.train.compile:
-            compile_networks(self.method, self.optimizers)
+        prepare(self.method, run.train)
         self.batch = {
             k: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             for k, x in batch(run).items()

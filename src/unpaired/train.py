@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unpaired import alarms, page
 from unpaired.checkpoint import RunFolder, load_model, save_model, write_atomic
-from unpaired.config import Optim, Run, nearest
+from unpaired.config import Optim, Run, Train, nearest
 from unpaired.data.augment import View
 from unpaired.data.batches import (
     Batches,
@@ -111,16 +111,18 @@ def train_step(
             optimizers[name].zero_grad()
 
 
-def compile_networks(method: Method, nets: Iterable[str]) -> None:
-    """Has torch compile networks where they are called first.
+def prepare(method: Method, train: Train) -> None:
+    """Blocks that are run again and compiled networks, as a run asks for.
 
-    Those that translate are called in parts as well as whole. A discriminator is called whole, or by its plain
+    Networks that translate are called in parts as well as whole. A discriminator is called whole, or by its plain
     `forward` where a penalty differentiates twice: there its parts have to stay plain.
     """
-    for name in nets:
-        net = method.get_submodule(name)
-        for part in (net, *net.children()) if name in method.averaged.split() else (net,):
-            part.compile()
+    if train.checkpointing:
+        checkpointed(method)
+    if train.compile:
+        for name, net in learning(method).items():
+            for part in (net, *net.children()) if name in method.averaged.split() else (net,):
+                part.compile()
 
 
 def gradient_norm(net: torch.nn.Module) -> Tensor:
@@ -141,17 +143,22 @@ def average_gradients(params: Sequence[Tensor]) -> None:
 
 def build_optimizers(method: Method, run: Run) -> dict[str, torch.optim.Optimizer]:
     """One optimizer a network, for the children of the method that learn."""
-    nets = {
-        name: net
-        for name, net in method.named_children()
-        if name != "ema" and any(p.requires_grad for p in net.parameters())
-    }
+    nets = learning(method)
     for name in run.optim:
         if name != "default" and name not in nets:
             raise ConfigProblem(
                 f"optim.{name}: {run.method.name} has no network {name}: {nearest(name, nets)}"
             )
     return {name: optimizer(run.optimizer(name), net) for name, net in nets.items()}
+
+
+def learning(method: Method) -> dict[str, torch.nn.Module]:
+    """The children of a method that learn, by name."""
+    return {
+        name: net
+        for name, net in method.named_children()
+        if name != "ema" and any(p.requires_grad for p in net.parameters())
+    }
 
 
 def optimizer(o: Optim, net: torch.nn.Module) -> torch.optim.Optimizer:
@@ -306,10 +313,7 @@ class Trainer:
                     f"train.best: {run.method.name} has no {best}: {nearest(best, figures)}"
                 )
             self.method.train()
-        if run.train.checkpointing:
-            checkpointed(self.method)
-        if run.train.compile:
-            compile_networks(self.method, self.optimizers)
+        prepare(self.method, run.train)
 
     def open(self, layout: str, unchanged: bool) -> Dataset:
         """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""

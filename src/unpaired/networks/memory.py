@@ -102,9 +102,8 @@ def again_as_a_whole(block: nn.Module, forward: Callable[..., Tensor]) -> Callab
             return forward(*args, **kwargs)
 
     def run(*args: Any, **kwargs: Any) -> Tensor:
-        learns = all(
-            p.requires_grad for p in block.parameters()
-        )  # else it may when it is run again
+        # What is frozen now may not be when it is run again: then other maps would be kept
+        learns = all(p.requires_grad for p in block.parameters())
         if not learns or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(whole, *args, use_reentrant=False, **kwargs)
