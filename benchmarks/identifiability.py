@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from running import apart, table, trained
 from torch import nn
 from torch.nn import functional as F
@@ -40,6 +41,8 @@ from unpaired.methods.dsm import Flow
 from unpaired.metrics.matching import assign, mean_correlation, mean_ranks
 from unpaired.metrics.scenes import Reader
 from unpaired.networks.stargan import select
+from unpaired.pictures import enlarged, sheet, stack
+from unpaired.translator import linspace
 
 DOMAINS = {2: (1, 3, 5, 9), 3: (1, 4, 7, 11)}  # n: K below, at and above 2n + 1
 SCENE_DOMAINS = {2: (3, 5, 8), 3: (4, 7, 10)}
@@ -205,7 +208,20 @@ def scenes(method: str, n: int, K: int, seed: int, args: argparse.Namespace) -> 
     step = trained(run, *words, *args.settings, minutes=args.minutes)
     if step < args.steps:
         raise SystemExit(f"{run} came to step {step} of {args.steps} only: give it more --minutes.")
+    if method == "dsm":
+        write_png(run / "components.png", np.asarray(swept(run, n, K, seed)))
     return scene_figures(run, trained_reader(n), n, K, seed) | {"step": step}
+
+
+def swept(run: Path, n: int, K: int, seed: int, images: int = 4, steps: int = 9) -> Image.Image:
+    """Held-out images under each component of a style, from -2 to 2, while the others rest at 0."""
+    t = Translator.load(run, "cpu")
+    inputs = pictures(family(K, n, SIZE, "test", seed, images)[0], images)
+    sheets = []
+    for k in range(n):
+        codes = t.swept(torch.zeros(1, n), k, linspace(-2, 2, steps), K // 2)
+        sheets.append(sheet([t.render(x[None], 0, K // 2, codes) for x in inputs], set_apart=0))
+    return enlarged(stack(sheets), 500)
 
 
 def write_family(folder: Path, n: int, K: int, seed: int) -> Path:

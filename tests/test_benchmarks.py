@@ -341,6 +341,9 @@ def test_scenes_in_two_steps(commands, tmp_path, monkeypatch):
     figures = json.loads(next(Path("runs/identifiability").glob("scenes-dsm*.json")).read_text())
     assert figures["step"] == 2 and 0 <= figures["MCC"] <= figures["together"] <= 1
     assert figures["gap"] > 1  # untrained
+    swept = Image.open(next(Path("runs/identifiability").glob("dsm*/components.png")))
+    side = 32 * 2 + 8  # shown twice as large, gaps included
+    assert swept.height > 8 * side and swept.width > 9 * side and len(swept.getcolors(10**6)) > 20
     assert [w[0] for w in commands] == ["train", "train"]
     identifiability.main(words)
     assert len(commands) == 2
