@@ -218,7 +218,9 @@ def test_nothing_is_changed(tmp_path: Path) -> None:
         to_page(report, tmp_path / "data/page.html")
     assert state() == before
     with pytest.raises(NotWritable, match="cannot be written"):
-        to_page(report, tmp_path / "no such folder/page.html")
+        to_page(report, tmp_path / "page.html/page.html")
+    to_page(report, tmp_path / "new folder/page.html")
+    assert (tmp_path / "new folder/page.html").is_file()
 
 
 def test_json_holds_everything_but_pictures(tmp_path: Path) -> None:

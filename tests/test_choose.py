@@ -47,9 +47,8 @@ def test_training_goes_on_from_the_best(tmp_path, capsys):
     assert main(["domains", "--choose", "2", *words, "--out", str(out)]) == 0
     (row,) = json.loads((out / "choose.json").read_text())
     go_on = f"unpaired train --method tunit --preset small --data {data} {TINY} train.steps=2"
-    assert (
-        f"{go_on} --init BEST_RUN method.clusters=K method.first_stage=0" in capsys.readouterr().out
-    )
+    go_on += f" --init {row['best']} method.clusters=2 method.first_stage=0"
+    assert go_on in capsys.readouterr().out and go_on in (out / "choose.html").read_text()
     run = tmp_path / "run"
     on = ["--method", "tunit", "--preset", "small", "--init", row["best"], "--out", str(run)]
     settings = ["method.clusters=2", "method.first_stage=0", "train.steps=1"]

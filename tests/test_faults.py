@@ -322,6 +322,19 @@ def test_T30_out_of_memory(tmp_path, monkeypatch):
     assert RunFolder(tmp_path).newest()[0] == 2
 
 
+def test_T30_the_ways_to_less_memory_are_those_open_to_the_run():
+    def ways(method, *settings):
+        return train.less_memory(tiny.run(method, *settings))
+
+    assert "train.accumulate=3" in ways("munit", "data.batch=9") and "lower data.batch" in ways(
+        "munit", "data.batch=9"
+    )
+    alone = ways("munit", "data.batch=1", "train.checkpointing=true")
+    assert alone.endswith("does not fit: lower data.size")
+    assert "accumulate" not in ways("tunit", "data.batch=4")
+    assert "train.checkpointing=true" in ways("tunit", "data.batch=4")
+
+
 def test_T30_a_reading_process_is_killed(tmp_path, reference, monkeypatch):
     play, killed = train.Trainer.play, []
 

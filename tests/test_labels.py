@@ -218,5 +218,6 @@ def test_refusals_of_training(tmp_path, capsys, words, sentence):
 def test_a_folder_with_splits_is_translated_whole(tmp_path):
     from unpaired.translate import inputs
 
-    fill(tmp_path, "trainA/1.png", "testA/2.png")
-    assert sorted(stem for _, stem in inputs(tmp_path, tmp_path / "out")) == ["testA-2", "trainA-1"]
+    fill(tmp_path, "trainA/1.png", "testA/2.png", "3.png", "cats/test/4.png")
+    stems = sorted(stem for _, stem in inputs(tmp_path, tmp_path / "out", []))
+    assert stems == ["3", "cats-test-4", "testA-2", "trainA-1"]

@@ -319,11 +319,14 @@ def test_vgg_weights(kind, tmp_path):
             f"features.{convs[n.split('.')[0]]}.{n.split('.')[1]}": v for n, v in state.items()
         }
     torch.save(state, tmp_path / "vgg.pth")
-    out = tmp_path / "vgg.safetensors"
+    out = tmp_path / "new folder" / "vgg.safetensors"
     assert (
         main(["weights", "convert", str(tmp_path / "vgg.pth"), str(out), "--preprocessing", kind])
         == 0
     )
+    beside = str(tmp_path / "vgg.pth" / "a.safetensors")  # a file where the folder should be
+    words = ["weights", "convert", str(tmp_path / "vgg.pth"), beside, "--preprocessing", kind]
+    assert main(words) == 73
     tensors, about = load_model(out)
     assert about["preprocessing"] == kind
     assert all(torch.equal(tensors[n], v) for n, v in net.state_dict().items())

@@ -358,6 +358,18 @@ def test_every_odd_image_of_a_folder_is_translated_or_named(run, tmp_path, monke
     assert "the first 5 on one sheet" in said
 
 
+def test_strict_counts_every_file_that_ought_to_be_an_image(run, photo, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.open(photo).save(folder / "a.png")
+    words = ["translate", str(run), str(folder), "--to", "painted", "--styles", "1", "--strict"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    (folder / "b.heic").write_bytes(b"photograph")
+    assert main([*words, "--out", str(tmp_path / "out")]) == 65
+    assert "b.heic" in capsys.readouterr().out
+    assert main([*words[:-1], "--out", str(tmp_path / "out")]) == 0
+
+
 def test_results_stay_apart_from_the_images(run, photo, tmp_path, capsys):
     for i in range(2):
         Image.open(photo).save(tmp_path / f"{i}.png")
@@ -398,7 +410,7 @@ def test_no_output_takes_the_place_of_another(run, tmp_path):
     for name in ("a/b/c.png", "a-b/c.png", "a/b-c.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         write_png(tmp_path / "in" / name, scene)
-    names = [name for _, name in inputs(tmp_path / "in", tmp_path / "out")]
+    names = [name for _, name in inputs(tmp_path / "in", tmp_path / "out", [])]
     assert len(set(names)) == 3
 
 

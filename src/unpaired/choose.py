@@ -71,13 +71,18 @@ def choose(
         )
         say(line(rows[-1]))
     write_atomic(out / "choose.json", json.dumps(rows, indent=1).encode())
-    words = ["--preset", preset or "small", "--data", *data, *settings, "--init", "BEST_RUN"]
-    command = shlex.join(["unpaired", "train", "--method", "tunit", *words, "method.clusters=K"])
-    go_on = f"Go on from a run: {command} method.first_stage=0"
+    said = ["--preset", preset or "small", "--data", *data, *settings]
+    go_on = [f"Go on from the best run of {row['K']} domains: {on_from(row, said)}" for row in rows]
     text = page.document("How many domains?", document(rows, go_on))
     write_atomic(out / "choose.html", text.encode())
     head = "   K  information/log K    stability (ARI)  domains in use  best run"
-    return "\n".join([head, *map(line, rows), go_on])
+    return "\n".join([head, *map(line, rows), *go_on])
+
+
+def on_from(row: dict[str, Any], said: Sequence[str]) -> str:
+    """The command that trains all networks from the best run of a K: G and D play from the first step on."""
+    own = ["--init", row["best"], f"method.clusters={row['K']}", "method.first_stage=0"]
+    return shlex.join(["unpaired", "train", "--method", "tunit", *said, *own])
 
 
 def trained(
@@ -141,13 +146,13 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['K']:4d}  {told:>17s}  {row['stability']:17.3f}  {used:>14s}  {row['best']}"
 
 
-def document(rows: Sequence[dict[str, Any]], go_on: str) -> str:
+def document(rows: Sequence[dict[str, Any]], go_on: Sequence[str]) -> str:
     cells = "".join(
         f"<tr><td>{r['K']}</td><td>{' '.join(f'{i:.3f}' for i in r['information'])}</td><td>{r['stability']:.3f}</td>"
         f"<td>{r['used']} of {r['K']}</td><td>{html.escape(r['best'])}</td></tr>"
         for r in rows
     )
-    text = [*(__doc__ or "").split("\n\n")[1:], go_on]
+    text = [*(__doc__ or "").split("\n\n")[1:], *go_on]
     about = "".join(f"<p>{html.escape(part)}</p>" for part in text)
     return (
         f"<h1>How many domains?</h1>{about}<table><tr><th>K</th><th>information / log K, of each seed</th>"

@@ -66,6 +66,19 @@ def is_setting(word: str) -> bool:
     return "=" in word and not Path(word).exists()
 
 
+def placed(path: Path) -> Path:
+    """A file to be written, in a folder that is made where it is missing."""
+    from unpaired.errors import NotWritable
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritable(
+            f"The folder {path.parent} cannot be made ({error.strerror}): name another file."
+        ) from None
+    return path
+
+
 def saved_config(run: Path) -> Path:
     from unpaired.errors import ConfigProblem
 
@@ -136,7 +149,7 @@ def domains(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     from unpaired.report import report
 
-    report(args.runs, args.out)
+    report(args.runs, placed(args.out))
     print(f"Written: {args.out}")
 
 
@@ -175,7 +188,7 @@ def convert(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import save_model
 
     save_model(
-        args.output,
+        placed(args.output),
         official.vgg16(args.file),
         {"network": "vgg16", "preprocessing": args.preprocessing},
     )
@@ -201,7 +214,7 @@ def import_official(args: argparse.Namespace) -> None:
     run = load(method=found.method, data={"size": 256, **found.data, **size})
     with torch.device("meta"):
         official.check(found, run.build(tuple(domains)), args.files)
-    save_model(args.output, found.tensors, metadata(run, domains, 0))
+    save_model(placed(args.output), found.tensors, metadata(run, domains, 0))
     print(
         f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {domains[1]})"
     )

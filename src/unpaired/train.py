@@ -231,13 +231,25 @@ def fit(
             if not ran_out_of_memory(error):
                 trainer.status("failed", repr(error))
                 raise
-            h, w = run.data.hw
             no_memory = OutOfMemory(
-                f"Out of memory at step {trainer.step} with batch {run.data.batch} at {h} x {w}: lower data.batch or "
-                "data.size, or split the batch by train.accumulate=2. The last checkpoint is intact."
+                f"Out of memory at step {trainer.step}: {less_memory(run)}. The last checkpoint is intact."
             )
             trainer.status("failed", str(no_memory), no_memory.exit_code)
             raise no_memory from None
+
+
+def less_memory(run: Run) -> str:
+    """What a run that does not fit can do, of the ways that are open to it."""
+    h, w = run.data.hw
+    ways = ["lower data.size"]
+    if run.data.batch > 1:
+        ways.insert(0, "lower data.batch")
+        parts = next(n for n in range(2, run.data.batch + 1) if run.data.batch % n == 0)
+        if run.method_class().accumulates and run.train.accumulate == 1:
+            ways.append(f"split the batch by train.accumulate={parts}")
+    if not (run.train.checkpointing or run.train.compile):
+        ways.append("keep less by train.checkpointing=true")
+    return f"batch {run.data.batch} at {h} x {w} does not fit: {', or '.join(ways)}"
 
 
 class Stopped(Exception):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unpaired.data.folders import scan
+from unpaired.data.folders import images_below
 from unpaired.data.intake import BadImage, escape, examine, write_png
 from unpaired.errors import ConfigProblem, DataProblem, NotWritable
 from unpaired.pictures import enlarged, sheet, stack, to_images
@@ -45,7 +45,7 @@ def translate_files(args: argparse.Namespace) -> int:
     sources = {source for source, _, _ in ways.values()}
     bad: list[Path] = []
     done = 0
-    for group in groups(translator, inputs(args.images, out), args.size, bad):
+    for group in groups(translator, inputs(args.images, out, bad), args.size, bad):
         x = torch.cat([image for _, image in group])
         contents = {source: translator.contents(x, source) for source in sources}
         for (to, k), rows in sheets.items():
@@ -110,8 +110,9 @@ def ends(args: argparse.Namespace) -> tuple[float, float]:
     return low, high
 
 
-def inputs(path: Path, out: Path) -> Iterator[tuple[Path, str]]:
-    """The images that a path names, and the stem of what is written to `out` for each."""
+def inputs(path: Path, out: Path, bad: list[Path]) -> Iterator[tuple[Path, str]]:
+    """The images that a path names, and the stem of what is written to `out` for each; what cannot be used is told, and
+    goes to `bad`."""
     if not path.exists():
         raise ConfigProblem(f"There is no {escape(path)}: name an image or a folder of images.")
     if not path.is_dir():
@@ -122,11 +123,12 @@ def inputs(path: Path, out: Path) -> Iterator[tuple[Path, str]]:
             f"--out {escape(out)} is the folder of the images: name another, so that results stay apart from them."
         )
     results = out.resolve()
-    listing = scan(path, subfolders=True, validation=0, follow_links=True)
-    for skipped, reason in listing.skipped:
+    files, unusable = images_below(path)
+    for skipped, reason in unusable:
         say(f"Skipped: {escape(skipped)}: {reason}")
+        bad.append(skipped)
     taken: set[str] = set()
-    for file in (f for domains in listing.files.values() for of in domains.values() for f in of):
+    for file in files:
         if file.resolve().is_relative_to(results):
             continue  # what an earlier call has written
         name = short("-".join(file.relative_to(path.absolute()).with_suffix("").parts))

@@ -403,6 +403,7 @@ def to_page(report: Report, path: str | os.PathLike[str]) -> None:
     title = f"Data set {_safe(' '.join(names))}"
     page = _PAGE.format(title=title, body="\n".join(_sections(report)))
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
         raise NotWritable(

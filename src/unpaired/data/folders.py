@@ -231,6 +231,17 @@ def scan(
     return replace(listing, roots=tuple(tops))
 
 
+def images_below(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Every image in a folder and below it, whatever the layout; and files that ought to be images and cannot be used.
+
+    Links are followed. Raises DataProblem for a folder without images.
+    """
+    found = _walk({"": Path(os.path.abspath(folder))}, follow_links=True)
+    if not found.files:
+        raise DataProblem(_nothing([folder], found))
+    return [path for _, path, _ in found.files], found.skipped
+
+
 # Finding.
 
 
