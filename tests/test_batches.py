@@ -311,3 +311,13 @@ def test_T17_a_run_keeps_what_it_is_made_of(two, tmp_path, capsys):
 def test_spread_covers_all_kinds_of_sorted_images():
     assert spread(5, 50) == [5, 15, 25, 35, 45]
     assert spread(3, 3) == [0, 1, 2] and sorted(spread(4, 2)) == [0, 0, 1, 1]
+
+
+def test_domains_without_training_images_are_refused_before_the_first_step(tmp_path):
+    for name in ("testA/2", "testB/3"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "data" / f"{name}.png")
+    run = tiny.run("munit", f"data.root={tmp_path / 'data'}", "data.domains=null")
+    with pytest.raises(DataProblem, match="no images to train on of the domain A"):
+        train.fit(run, RunFolder(tmp_path / "run"), say=lambda line: None)
+    assert RunFolder(tmp_path / "run").steps() == []

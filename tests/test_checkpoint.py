@@ -691,11 +691,13 @@ def test_T29_the_lock_names_its_holder_and_frees_itself(run: RunFolder) -> None:
 
 def test_T29_the_lock_clears_what_a_killed_process_left(run: RunFolder) -> None:
     two_checkpoints(run)
+    (run.path / ".tmp-mine").mkdir()
+    (run.path / ".tmp-mine" / "thesis.txt").write_text("not ours")
     before = tree(run.path)
     for folder in (run.path, run.checkpoints, run.samples):
-        (folder / ".tmp-5-1").mkdir()
-        (folder / ".tmp-5-1" / "tensors.safetensors").write_text("half")
-        (folder / ".tmp-6").write_text("half")
+        (folder / ".tmp-5-1-0123abcd").mkdir()
+        (folder / ".tmp-5-1-0123abcd" / "tensors.safetensors").write_text("half")
+        (folder / ".tmp-6-4567cdef").write_text("half")
     run.newest()
     assert tree(run.path) != before  # a reader clears nothing
     with run.lock():
@@ -1089,3 +1091,11 @@ def test_M01_no_pickle_is_reachable() -> None:
     text = Path(checkpoint.__file__).read_text()
     text = text.replace("safetensors.torch.load", "")
     assert not re.search(r"torch\.(load|save)|import pickle", text)
+
+
+def test_numbers_of_a_strange_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    weights = {"w": torch.zeros(4).to(torch.float8_e4m3fn)}
+    safetensors.torch.save_file(weights, path, metadata={"format": "x"})
+    with pytest.raises(DataProblem, match="float8_e4m3fn"):
+        load_model(path)

@@ -46,6 +46,8 @@ def many(name, *settings):
         (munit("data.domains=[outline, paintd]"), 2, ["paintd", "painted"]),
         (munit("data.domains=[outline, painted, neon]"), 2, ["exactly 2 domains", "data.domains"]),
         (munit("data.size=[0, 0]"), 2, ["data.size", "8"]),
+        (many("stargan_v2", "optim.default=1e-4"), 2, ["optim.default"]),
+        (["train", "--method", "munit", "data.root=2024-13-45"], 2, ["2024-13-45"]),
         (munit("data.domains=[outline,"), 2, ["data.domains", "in quotes"]),
         (munit("preset=[a]"), 2, ["preset", "small"]),
         (munit("method.lambda_x=.inf"), 2, ["method.lambda_x", "finite"]),
@@ -239,3 +241,36 @@ def test_data_check_prints_text_json_and_a_page(tmp_path, capsys):
     )
     assert main(["data", "check", str(tmp_path / "data"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+def test_a_method_may_be_named_in_short(tmp_path):
+    (tmp_path / "run.yaml").write_text("method: munit\npreset: small\n")
+    run = load(tmp_path / "run.yaml", ["method.dim=6"])
+    assert run.method.name == "munit" and run.method.dim == 6
+    assert load(None, ["method=unit"], method={"name": "munit"}).method.name == "unit"
+
+
+def test_dates_that_are_none_are_words(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("data: {root: 2024-13-45}\n")
+    assert main(["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "run.yaml" in said and said.count("\n") == 1
+
+
+def test_settings_may_be_longer_than_file_names(tmp_path, capsys):
+    domains = ",".join(f"domain-{i:03d}" for i in range(100))
+    words = [*many("stargan_v2"), "--data", str(tmp_path), f"data.domains=[{domains}]"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 65
+    assert "has no images" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_closed_to_the_user_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def closed(*args, **kw):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "closed"))
+
+    monkeypatch.setattr("unpaired.data.folders.scan", closed)
+    assert main(["data", "check", str(tmp_path / "closed")]) == 65
+    said = capsys.readouterr().err
+    assert "closed: Permission denied" in said and said.count("\n") == 1
+    monkeypatch.setattr("unpaired.data.folders.scan", lambda *a, **k: open(tmp_path))
+    assert main(["data", "check", str(tmp_path)]) == 74

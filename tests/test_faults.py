@@ -115,6 +115,21 @@ def test_T04_T05_T06_asked_to_stop(tmp_path, reference, number, code):
     assert weights(tmp_path) == digest
 
 
+def test_T04_the_whole_group_is_asked_to_stop(tmp_path, reference):
+    """As service managers do: the reading processes get the signal too, and no step is lost."""
+    words = ("data.workers=2", "train.save_every=1000")
+    pid = start(tmp_path, *words, prepare=os.setsid)
+    while len(RunFolder(tmp_path).read_log() if (tmp_path / "log.jsonl").exists() else []) < 3:
+        time.sleep(0.01)
+    os.killpg(pid, signal.SIGTERM)
+    assert wait(pid) == 143
+    folder = RunFolder(tmp_path)
+    step = folder.read_status()["step"]
+    assert step >= 3 and folder.newest()[0] == step
+    assert [r["step"] for r in folder.read_log()] == list(range(1, step + 1))
+    assert wait(start(tmp_path)) == 0 and weights(tmp_path) == reference[0]
+
+
 def test_nohup_outlives_the_terminal(tmp_path, reference):
     digest, _ = reference
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -350,6 +365,27 @@ def test_T30_a_reading_process_is_killed(tmp_path, reference, monkeypatch):
     train.fit(config("data.workers=1"), RunFolder(tmp_path), say=said.append)
     assert killed and any("was lost" in line for line in said)
     assert weights(tmp_path) == reference[0]
+
+
+def test_T30_a_reading_process_is_killed_while_the_method_translates(tmp_path, monkeypatch):
+    """Training goes on in the mode of training, which BatchNorm knows."""
+
+    def fit(path):
+        run = tiny.run("pix2pix", "train.evaluate_every=3", "train.precision=32-true")
+        train.fit(run, RunFolder(path), say=lambda line: None)
+
+    fit(tmp_path / "whole")
+    evaluate, lost = train.Trainer.evaluate, []
+
+    def losing(self):
+        if not lost:
+            lost.append(self.method.translator())
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+        return evaluate(self)
+
+    monkeypatch.setattr(train.Trainer, "evaluate", losing)
+    fit(tmp_path / "again")
+    assert lost and weights(tmp_path / "again") == weights(tmp_path / "whole")
 
 
 # T-15: what blocks. Reading a pipe that nobody writes to holds a thread or a process like a network disk that is gone.

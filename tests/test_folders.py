@@ -104,6 +104,22 @@ def test_subfolders_on_request_are_one_domain(tmp_path: Path) -> None:
     assert ids(listing) == {"train": {"images": ["a.png", "x/b.png", "x/y/c.png"]}}
 
 
+def test_the_chosen_domains_alone_count(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.png", "b/1.png", "c/1.png", "c/2.png", "a/raw.nef", "c/raw.nef")
+    with pytest.raises(DataProblem, match=r"3 domains .*data\.domains="):
+        scan(tmp_path, paired=True)
+    listing = scan(tmp_path, paired=True, domains=["b", "a"])
+    assert listing.domains == ("a", "b") and listing.paired and not listing.notes
+    assert ids(listing) == {"train": {"a": ["a/1.png"], "b": ["b/1.png"]}}
+    assert len(listing.skipped) == 2
+    assert listing.unusable(["a", "b"]) == [tmp_path / "a" / "raw.nef"]
+    assert listing.unusable(["b"]) == []
+    assert scan(tmp_path, domains=["a", "nosuch"]).domains == ("a", "b", "c")  # told elsewhere
+    fill(tmp_path / "two", "trainA/1.png", "trainB/1.png", "originals/1.nef", "trainB/2.nef")
+    lettered = scan(tmp_path / "two")
+    assert lettered.unusable("AB") == [tmp_path / "two" / "trainB" / "2.nef"]
+
+
 def test_splits_without_labels(tmp_path: Path) -> None:
     fill(tmp_path, "train/a.png", "test/b.png")
     listing = scan(tmp_path)

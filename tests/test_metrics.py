@@ -159,6 +159,9 @@ def test_sliced_wasserstein():
     assert same < 0.3 * other
     assert scores.sliced_wasserstein(a, a) == 0
     assert scores.sliced_wasserstein(a, b[:7]) > 0  # unequal numbers
+    two = torch.cat([a, flat[:40]])  # sorted by kind
+    mixed = torch.stack([a[::2], flat[:40:2]], 1).flatten(0, 1)
+    assert scores.sliced_wasserstein(two, mixed) < 0.5 * scores.sliced_wasserstein(a, mixed)
     assert scores.sliced_wasserstein(a[..., :12, :20], b[..., :12, :20]) > 0  # below 16 px
 
 

@@ -49,6 +49,7 @@ def test_one_page_of_two_methods(runs, tmp_path, capsys):
     }
     assert cells["SWD"] == ["4", "<b>3</b>"] and cells["coverage"] == ["<b>4</b>", "3"]
     assert "<b>" not in "".join(cells["change"])  # neither end is good
+    assert "Inputs and references are test images." in text
     assert "outline to painted" in text and "painted to outline" in text
     assert text.count("between styles") == 4  # caption and alt; cyclegan has none
     assert text.count("nearest training images") == 8
@@ -115,3 +116,14 @@ def test_components_that_change_most_come_first(monkeypatch):
     assert words[0] == f"{last}\n{10 * last / 255:.3f}" and len(words) == report.COMPONENTS
     assert [len(row) for row in sheets[0]] == [report.STEPS + 1] * report.COMPONENTS
     assert f"2 more change at most {10 / 255:.3f}" in text
+
+
+def test_images_that_were_held_out_are_shown_where_there_are_any():
+    def of(**counts):
+        splits = {s: [range(counts.get(s, 0))] * 2 for s in ("train", "val", "test")}
+        data = type("Data", (), {"splits": splits, "domains": ("a", "b")})
+        return next(report.samples([], data))
+
+    assert "test images" in of(train=9, val=2, test=3)
+    assert "validation images" in of(train=9, val=2)
+    assert "trained on" in of(train=9)

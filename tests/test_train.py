@@ -243,6 +243,21 @@ def test_the_page_opens_from_disk(tmp_path):
     assert sources and all((path / s).is_file() for s in sources)
 
 
+def test_training_goes_on_without_tensorboard(tmp_path, monkeypatch):
+    """Its thread's error comes up again at every call."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*args, **kw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    said = []
+    run = tiny.run("munit", "train.tensorboard=true", steps=3)
+    train.fit(run, RunFolder(tmp_path), say=said.append)
+    assert RunFolder(tmp_path).read_status()["status"] == "done"
+    assert sum("TensorBoard" in line and "No space" in line for line in said) == 1
+
+
 def test_tensorboard_gets_the_losses(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

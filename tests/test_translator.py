@@ -16,7 +16,7 @@ from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.pictures import enlarged, sheet, to_images
 from unpaired.translate import inputs
-from unpaired.translator import random_styles
+from unpaired.translator import file_names, random_styles
 
 
 @pytest.fixture(scope="module")
@@ -412,6 +412,12 @@ def test_no_output_takes_the_place_of_another(run, tmp_path):
         write_png(tmp_path / "in" / name, scene)
     names = [name for _, name in inputs(tmp_path / "in", tmp_path / "out", [])]
     assert len(set(names)) == 3
+
+
+def test_no_domain_takes_the_file_name_of_another():
+    names = file_names(["a b", "a_b", "A b", "की", "का", "a_b_2", "🐱", "🐶"])
+    assert names["a b"] == "a_b" and names["की"] == "की"
+    assert len({name.casefold() for name in names.values()}) == 8
 
 
 def note(folder):

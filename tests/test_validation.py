@@ -102,6 +102,15 @@ def test_a_hundred_domains_are_judged_by_a_thousand_images():
     assert counts == [[100] * 3, [100] * 10, [10] * 100]
 
 
+@pytest.mark.parametrize("name, own", [("bicyclegan", False), ("stargan_v2", True)])
+def test_no_input_of_a_pair_is_given_its_partner_as_the_style(name, own, monkeypatch):
+    method, _ = tiny.build(name)
+    monkeypatch.setattr(validation, "encoded", lambda method, x, target: x[:, 0, 0, 0])
+    references = torch.arange(4.0).reshape(4, 1, 1, 1)
+    styles = validation.some_styles(method, "reference", 4, 1, references, 0)
+    assert styles.tolist() == ([0, 1, 2, 3] if own else [1, 2, 3, 0])
+
+
 def test_collapsed_clusters_are_seen():
     method, _ = tiny.build("tunit")
     x = images("tunit", 1, 20)[0]

@@ -79,6 +79,7 @@ _RUN = (  # what training and looking at it write; not the lock, nor translation
     "checkpoints samples tensorboard config.yaml status.json log.jsonl best.json dataset.json bad_files.jsonl "
     "model.safetensors model-best.safetensors index.html metrics.json domains.json domains.html"
 ).split()
+_TEMPORARY = re.compile(r"\.tmp-(\d+-)?\d+-[0-9a-f]{8}")  # ours, half-written
 _OURS = re.compile(r"step-\d{8,}(\.(\d+\.)?old)?")  # the names that we give, and may rotate away
 
 
@@ -428,6 +429,8 @@ class RunFolder:
         """Remove what an earlier process left half-written. Only for the holder of the lock."""
         for folder in (self.path, self.checkpoints, self.samples):
             for left in folder.glob(".tmp*"):
+                if not _TEMPORARY.fullmatch(left.name):
+                    continue  # the user's own
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
                 else:
@@ -490,6 +493,10 @@ def load_model(
     except Exception as error:  # of a hostile file, anything
         reason = str(error).partition("\n")[0][:200]
         raise DataProblem(f"{path} is not a valid safetensors file ({reason})") from error
+    if odd := {t.dtype for t in tensors.values()} - DTYPES.keys():
+        raise DataProblem(
+            f"{path} has numbers of a kind that no model of ours has ({min(map(str, odd))})"
+        )
     if metadata.pop("sha256", None) != _fingerprint(header, tensors):
         raise DataProblem(
             f"{path} is damaged or was not written by unpaired (its sha256 differs); "

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unpaired.errors import OutOfMemory, Problem
+from unpaired.errors import DataProblem, OutOfMemory, Problem, StorageProblem
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -63,7 +63,7 @@ def train(args: argparse.Namespace) -> None:
 
 def is_setting(word: str) -> bool:
     """`train.steps=10`, and not a folder with = in its name."""
-    return "=" in word and not Path(word).exists()
+    return "=" in word and not os.path.exists(word)  # also where a name is too long to be one
 
 
 def placed(path: Path) -> Path:
@@ -497,6 +497,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:  # of a path that nobody expected to fail
+        if error.filename is None:
+            raise
+        where, closed = os.fsdecode(error.filename), isinstance(error, PermissionError)
+        remedy = (
+            "change its permissions or name another"
+            if closed
+            else "look at the disk, or name another"
+        )
+        print(f"unpaired: {ascii(where)[1:-1]}: {error.strerror}: {remedy}.", file=sys.stderr)
+        return DataProblem.exit_code if closed else StorageProblem.exit_code
     except (MemoryError, RuntimeError) as error:  # torch raises the latter
         if not (
             isinstance(error, MemoryError) or re.search("(allocate|out of) memory", str(error))

@@ -194,10 +194,17 @@ class Run(Section):
 
 def load(path: str | Path | None = None, overrides: Iterable[str] = (), **base: Any) -> Run:
     """A run's config from a YAML file, `key=value` words and nested dictionaries (`method={"name": "munit"}`)."""
-    said = merge(read_yaml(path) if path else {}, base)
+    said = merge(named(read_yaml(path)) if path else {}, base)
     for word in overrides:
-        said = merge(said, override(word))
+        said = merge(said, named(override(word)))
     return resolve(said)
+
+
+def named(tree: dict[str, Any]) -> dict[str, Any]:
+    """`method: munit` is short for `method: {name: munit}`."""
+    return (
+        tree | {"method": {"name": name}} if isinstance(name := tree.get("method"), str) else tree
+    )
 
 
 def resolve(said: Mapping[str, Any]) -> Run:
@@ -219,7 +226,7 @@ def resolve(said: Mapping[str, Any]) -> Run:
     settings = {"name": name, **tree["method"]}
     optim = tree.get("optim", {})
     default = optim.get("default", {}) if isinstance(optim, Mapping) else {}
-    if isinstance(optim, Mapping):
+    if isinstance(optim, Mapping) and isinstance(default, Mapping):
         optim = {
             net: merge(default, own) if isinstance(own, Mapping) else own
             for net, own in optim.items()
@@ -299,7 +306,7 @@ def override(word: str) -> dict[str, Any]:
         )
     try:
         tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # 2024-13-45 looks like a date
         tree = value
     for part in reversed(key.split(".")):
         tree = {part: tree}
@@ -319,7 +326,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigProblem(f"{path} is a folder and not a config: {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigProblem(f"{path} cannot be read as a config: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter: 2024-13-45 looks like a date
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigProblem(f"{path} is not valid YAML{line}: mend it there.") from None

@@ -15,6 +15,9 @@ def say(line: str) -> None:
     """A line for the user, seen at once also in a pipe; when nobody reads any more, work goes on unseen."""
     try:
         print(line, flush=True)
+    except UnicodeEncodeError:  # a name that the terminal's encoding does not have
+        encoding = sys.stdout.encoding or "ascii"
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

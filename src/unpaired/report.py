@@ -36,7 +36,7 @@ MOST = 2000  # training images that are looked through
 
 
 def report(runs: Sequence[Path], out: Path) -> None:
-    """Writes the page of `runs`. Inputs are the test images of the first run's data, random styles those of seed 0."""
+    """Writes the page of `runs`. Inputs are held-out images of the first run's data, random styles those of seed 0."""
     models = [(name, Translator.load(path)) for name, path in zip(named(runs), runs, strict=True)]
     folders = [RunFolder(path if path.is_dir() else path.parent) for path in runs]
     first, run = models[0][1], saved_run(models[0][1].run, folders[0])
@@ -126,9 +126,18 @@ def comparison(rows: Mapping[str, Mapping[str, float]]) -> str:
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
+SHOWN = {
+    "test": "Inputs and references are test images.",
+    "val": "Inputs and references are validation images, held out of training.",
+    "train": "Inputs and references are images that the runs were trained on: there are no others.",
+}
+
+
 def samples(models: Sequence[tuple[str, Translator]], data: Dataset) -> Iterator[str]:
     """For each way between two domains, what each run makes of the same inputs."""
-    held = data.splits["test"] if all(len(p) for p in data.splits["test"]) else data.splits["train"]
+    split = next((s for s in ("test", "val") if all(len(p) for p in data.splits[s])), "train")
+    held = data.splits[split]
+    yield f"<p class=soft>{SHOWN[split]}</p>"
     domains = data.domains if len(data.domains) > 1 else models[0][1].domains
     for source, target in [(a, b) for a in domains for b in domains if a != b][:12]:
         here = [d if d in data.domains else data.domains[0] for d in (source, target)]

@@ -9,7 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -344,8 +344,17 @@ class Trainer:
             )
         write_atomic(path, json.dumps(now.to_json()).encode())
         self.cache = cache_training(run.data, dataset, now)
+        for domain, p in zip(dataset.domains, dataset.splits["train"], strict=False):
+            if not len(p):
+                raise DataProblem(
+                    f"{escape(listing.root)} has no images to train on of the domain {escape(domain)}: put some into "
+                    "its folder outside test and val."
+                )
         good = sum(len(p) for p in dataset.splits["train"])
-        shares = [len(listing.skipped) / max(good + len(listing.skipped), 1)]
+        unusable = len(
+            listing.unusable(dataset.domains if layout != "unlabelled" else listing.domains)
+        )
+        shares = [unusable / max(good + unusable, 1)]
         shares += [p.inspect() for p in dataset.splits["train"] if isinstance(p, FilePictures)]
         if max(shares) > run.data.max_bad:
             raise DataProblem(
@@ -368,31 +377,32 @@ class Trainer:
         view = View.of(run.data)
         progress = Progress(self.step, run.train.steps, run.data.batch, self.say)
         recent: deque[dict[str, Tensor]] = deque(maxlen=run.train.log_every)
-        for tensors, files in loader(Shifted(self.batches, self.shift), self.step, workers):
-            losses = self.play(to_device(tensors, self.fabric.device, view), files)
-            self.step += 1
-            recent.append(losses)
-            if self.step % run.train.log_every == 0 or self.step == run.train.steps:
-                record = self.record(recent, progress)
-                self.note(record)
-                progress.show(self.step, record["losses"])
-                if time.monotonic() - self.paged >= PAGE_SECONDS:
-                    self.write_page()
-                write(record)
-                recent.clear()
-                self.listen()
-            best = self.step % run.train.evaluate_every == 0 and self.evaluate()
-            if self.step % run.train.sample_every == 0 or self.step == run.train.steps:
-                self.sample()
-            due = self.step % run.train.save_every == 0 and not self.skipped
-            if due or self.step == run.train.steps or asked or best:
-                self.save(best)
-            if asked and self.step < run.train.steps:
-                self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
-                self.say(
-                    f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}"
-                )
-                raise Stopped(128 + asked[0])
+        with closing(loader(Shifted(self.batches, self.shift), self.step, workers)) as source:
+            for tensors, files in source:
+                losses = self.play(to_device(tensors, self.fabric.device, view), files)
+                self.step += 1
+                recent.append(losses)
+                if self.step % run.train.log_every == 0 or self.step == run.train.steps:
+                    record = self.record(recent, progress)
+                    self.note(record)
+                    progress.show(self.step, record["losses"])
+                    if time.monotonic() - self.paged >= PAGE_SECONDS:
+                        self.write_page()
+                    write(record)
+                    recent.clear()
+                    self.listen()
+                best = self.step % run.train.evaluate_every == 0 and self.evaluate()
+                if self.step % run.train.sample_every == 0 or self.step == run.train.steps:
+                    self.sample()
+                due = self.step % run.train.save_every == 0 and not self.skipped
+                if due or self.step == run.train.steps or asked or best:
+                    self.save(best)
+                if asked and self.step < run.train.steps:
+                    self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
+                    self.say(
+                        f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}"
+                    )
+                    raise Stopped(128 + asked[0])
         self.export()
         self.status("done", code=0)
         progress.done()
@@ -434,7 +444,7 @@ class Trainer:
         self.skipped += 1
         self.note({"step": self.step, "skipped": str(fault), "files": list(files)})
         self.say(
-            f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(files[:8])}"
+            f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(map(escape, files[:8]))}"
         )
         if self.skipped >= MAX_SKIPPED:
             self.step += 1  # this batch is over too
@@ -585,6 +595,7 @@ class Trainer:
         self.compare_domains(state)
         load_tensors(self.method, tensors)
         self.method.zero_grad()
+        self.method.train()  # a reader may have been lost while the method was translating
         for net, o in self.optimizers.items():
             prefix = f"optim.{net}."
             params = o.param_groups[0]["params"]
@@ -685,10 +696,19 @@ class Trainer:
             ) from None
         writer = SummaryWriter(str(self.folder.path / "tensorboard"))
 
+        told: list[str] = []
+
         def write(record: Mapping[str, Any]) -> None:
-            for name, value in record["losses"].items():
-                writer.add_scalar(f"loss/{name}", value, record["step"])
-            writer.flush()
+            try:
+                for name, value in record["losses"].items():
+                    writer.add_scalar(f"loss/{name}", value, record["step"])
+                writer.flush()
+            except OSError as error:  # its thread's, raised again at every call
+                if not told:
+                    self.say(
+                        f"TensorBoard is no longer written ({error}); log.jsonl holds the losses."
+                    )
+                told.append(str(error))
 
         return write
 

@@ -19,7 +19,7 @@ from unpaired.data.intake import BadImage, escape, examine, write_png
 from unpaired.errors import ConfigProblem, DataProblem, NotWritable
 from unpaired.pictures import enlarged, sheet, stack, to_images
 from unpaired.progress import say
-from unpaired.translator import Style, Translator, linspace, room, safe
+from unpaired.translator import Style, Translator, file_names, linspace, room
 
 SHEET_ROWS = 24
 ALL = -1  # `--component all`
@@ -41,6 +41,7 @@ def translate_files(args: argparse.Namespace) -> int:
     everywhere = args.to == "all" and "all" not in translator.domains
     targets = translator.targets(args.source) if everywhere else [args.to]
     sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
+    files = file_names(translator.domains)
     ways = {(to, k): request(translator, to, k, args) for to, k in sheets}
     sources = {source for source, _, _ in ways.values()}
     bad: list[Path] = []
@@ -52,7 +53,7 @@ def translate_files(args: argparse.Namespace) -> int:
             source, target, codes = ways[to, k]
             pictures = translator.pictures(contents[source], x, target, codes)
             each = len(pictures) // len(group)
-            which = safe(to) + way(k, args)
+            which = files[to] + way(k, args)
             for (name, _), shown in zip(group, to_images(x), strict=True):
                 outputs, pictures = pictures[:each], pictures[each:]
                 for i, output in enumerate(outputs):
@@ -68,7 +69,7 @@ def translate_files(args: argparse.Namespace) -> int:
             for (of, k), rows in sheets.items()
             if of == to
         ]
-        written = out / f"sheet-{safe(to)}{way(args.component, args)}.png"
+        written = out / f"sheet-{files[to]}{way(args.component, args)}.png"
         write(written, stack(pages) if len(pages) > 1 else pages[0])
         say(
             f"{done} image{'s' * (done > 1)} to {to}, {len(pages) * each} each; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -416,6 +417,7 @@ def sample_sheets(
     splits = zip(dataset.splits["val"], dataset.splits["train"], strict=True)
     pictures = [val if len(val) else train for val, train in splits]
     sheets: dict[str, Image.Image] = {}
+    files = file_names(dataset.domains)
     K = len(dataset.domains)
     for target in sorted({i * K // SHEET_DOMAINS for i in range(SHEET_DOMAINS)}):
         to = dataset.domains[target]
@@ -429,8 +431,9 @@ def sample_sheets(
             ways = method.styles(inputs[0][0], target)
         except Problem:
             continue  # a one-way method
-        name = f"to-{to}" if len(others) > 1 else f"{dataset.domains[others[0]]}-to-{to}"
-        title = name.replace("-to-", " to ").replace("to-", "to ")
+        source = dataset.domains[others[0]]
+        title = f"to {to}" if len(others) > 1 else f"{source} to {to}"
+        file = f"to-{files[to]}" if len(others) > 1 else f"{files[source]}-to-{files[to]}"
         for way in sorted(ways) or ["output"]:
             lines: list[list[Image.Image | None]] = []
             codes: Tensor | None = None
@@ -445,12 +448,12 @@ def sample_sheets(
                 if not means:
                     continue
                 codes, columns = torch.cat(list(means.values())).to(t.device), ("", *means)
-            for source, index in inputs:
-                array = pictures[source].read(index)
+            for place, index in inputs:
+                array = pictures[place].read(index)
                 x = t.prepare(array)
-                outputs = t.render(x, source, target, codes)
+                outputs = t.render(x, place, target, codes)
                 lines.append([enlarged(t.shown(array)), *(enlarged(o) for o in outputs)])
-            sheets[f"{safe(name)}-{way}"] = sheet(lines, columns, f"{title}   {WAYS[way]}")
+            sheets[f"{file}-{way}"] = sheet(lines, columns, f"{title}   {WAYS[way]}")
     return sheets
 
 
@@ -474,5 +477,19 @@ def mean_styles(method: Method) -> dict[str, Tensor]:
 
 
 def safe(name: str) -> str:
-    """A file name from a domain's name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    """A file name from a domain's name: letters with their marks, digits, - and _; others become _."""
+    fits = (c.isalnum() or c in "-_" or unicodedata.category(c)[0] == "M" for c in name)
+    return "".join(c if fit else "_" for c, fit in zip(name, fits, strict=True))
+
+
+def file_names(domains: Sequence[str]) -> dict[str, str]:
+    """A file name for each of a model's domains; one that an earlier domain has, whatever the case, gets its number."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for number, domain in enumerate(domains, 1):
+        name = safe(domain)
+        while name.casefold() in taken:
+            name += f"_{number}"
+        taken.add(name.casefold())
+        names[domain] = name
+    return names

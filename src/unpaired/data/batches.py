@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -273,7 +273,8 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         first, second = self.pictures
         other = escape(Path(second.name(index)))
         first.refuse(
-            index, f"{first.name(index)}: its proportions are not those of its partner {other}"
+            index,
+            f"{escape(Path(first.name(index)))}: its proportions are not those of its partner {other}",
         )
         return False
 
@@ -431,7 +432,7 @@ class Shipped(Sequence[Any]):
 
 def loader(
     batches: Sequence[tuple[dict[str, Tensor], list[str]]], start: int, workers: int
-) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+) -> Generator[tuple[dict[str, Tensor], list[str]], None, None]:
     """Batches `start`, `start + 1`, ... read ahead by `workers` processes, which end with this one.
 
     Raises torch's RuntimeError ("DataLoader ...") where a worker was killed, or where a batch does not come in
@@ -462,17 +463,16 @@ def loader(
             f"The {workers} reading processes cannot be started ({error.strerror}): raise the limits of this shell "
             "(ulimit -n 4096), or set data.workers=0."
         ) from None
-    for _ in range(start, len(batches)):
-        try:
+    try:
+        for _ in range(start, len(batches)):
             batch = next(source)
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader"):
-                end(source._workers)
-            raise
-        if isinstance(batch, Problem):
-            raise batch
-        arrays, files = batch
-        yield {name: torch.from_numpy(x) for name, x in arrays.items()}, files
+            if isinstance(batch, Problem):
+                raise batch
+            arrays, files = batch
+            yield {name: torch.from_numpy(x) for name, x in arrays.items()}, files
+    finally:
+        if workers:
+            end(source._workers)
 
 
 def as_it_is(batch: Any) -> Any:
@@ -491,7 +491,11 @@ def end(workers: Sequence[Any]) -> None:
 
 
 def die_with_parent(worker: int) -> None:
-    """On Linux the kernel kills this process when the trainer dies, however it dies."""
+    """A signal that asks the whole group to stop is the trainer's to answer: it still needs the step's images.
+
+    On Linux the kernel kills this process when the trainer dies, however it dies.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(OSError, AttributeError, TypeError):
         import ctypes
 

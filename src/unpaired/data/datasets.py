@@ -72,6 +72,7 @@ def open_dataset(
         paired=layout == "paired",
         follow_links=data.follow_links,
         subfolders=layout == "unlabelled",
+        domains=None if layout == "unlabelled" else data.domains,
         known=known,
     )
     h, w = data.hw

@@ -25,7 +25,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -135,6 +135,18 @@ class Listing:
         """The images of a split and domain; empty where there are none."""
         return self.files.get(split, {}).get(domain, ())
 
+    def unusable(self, domains: Iterable[str]) -> list[Path]:
+        """Those of `skipped` that lie where the images of these domains do; of a list, all."""
+        wanted = set(domains)
+        if self.layout == "list":
+            return [path for path, _ in self.skipped]
+        homes = {
+            path.parents[e.stem.count("/")]
+            for path, e in self.entries.items()
+            if e.domain in wanted or self.side_by_side
+        }
+        return [path for path, _ in self.skipped if not homes.isdisjoint(path.parents)]
+
     def id(self, path: Path) -> str:
         """The relative path with slashes: how reports name the image, on every machine."""
         return self.entries[path].id
@@ -180,6 +192,7 @@ def scan(
     paired: bool = False,
     follow_links: bool = False,
     subfolders: bool = False,
+    domains: Iterable[str] | None = None,
     validation: float = 0.05,
     known: Fingerprint | None = None,
 ) -> Listing:
@@ -187,9 +200,10 @@ def scan(
 
     paired: match the images of two domains by name, or take one folder as side-by-side images.
     follow_links: also out of the folder. subfolders: take the images of all folders below as one
-    domain without labels. validation: the fraction of training images that becomes the split "val"
-    where there is none; chosen by content, so that equal images stay on one side and the choice
-    does not depend on names; none from fewer than 20. known: an earlier fingerprint, to save time.
+    domain without labels. domains: the images of these alone, where all of them are found.
+    validation: the fraction of training images that becomes the split "val" where there is none;
+    chosen by content, so that equal images stay on one side and the choice does not depend on
+    names; none from fewer than 20. known: an earlier fingerprint, to save time.
 
     Raises ConfigProblem for a folder that does not exist, DataProblem for one that has no images,
     or has them in no layout that we understand.
@@ -206,7 +220,7 @@ def scan(
     if not tops[0].is_dir():
         found = _read_list(tops[0])
         layout, placed = "list", found.placed
-        order: Iterable[str] = ()
+        order: Sequence[str] = ()
     else:
         names = _domain_names(tops) if len(tops) > 1 else [""]
         found = _walk(dict(zip(names, tops, strict=True)), follow_links)
@@ -219,14 +233,16 @@ def scan(
         order = names
     _check_domains(tops[0], placed)
     used = {e.domain for _, e in placed}
-    for name, top in zip(order, tops, strict=False):
-        if name and name not in used:
-            raise DataProblem(f"{escape(top)} has no images; {UNDERSTOOD}.")
-    domains = tuple(dict.fromkeys([d for d in order if d] + sorted(used)))
     if len(tops) == 1 and "<domain>" in layout:
         notes = notes + _empty(tops[0], layout, used)
+    some = used if domains is None or not used.issuperset(domains) else set(domains)
+    for name, top in zip(order, tops, strict=False):
+        if name and name not in used and some == used:
+            raise DataProblem(f"{escape(top)} has no images; {UNDERSTOOD}.")
+    names = [d for d in dict.fromkeys([*order, *sorted(used)]) if d in some]
+    placed = [(path, e) for path, e in placed if e.domain in some]
     listing = (_pair if paired else _listing)(
-        tops[0], layout, placed, domains, found.skipped, notes, validation, known
+        tops[0], layout, placed, tuple(names), found.skipped, notes, validation, known
     )
     return replace(listing, roots=tuple(tops))
 
@@ -629,7 +645,7 @@ def _pair(
     if len(domains) != 2:
         raise DataProblem(
             f"{escape(root)} has {len(domains)} domains ({_names(domains)}); pairs need two, "
-            "or one folder of side-by-side images."
+            "chosen by 'data.domains=[one,another]', or one folder of side-by-side images."
         )
     a, b = ({(e.split, e.stem): e for _, e in placed if e.domain == d} for d in domains)
     if len(a) + len(b) < len(placed):

@@ -154,11 +154,16 @@ class Vectors(NamedTuple):
         return moments_of(self.n, self.mean, self.covariance)
 
 
-class Gatherer:
-    """Takes features batch by batch; what it holds does not depend on how many."""
+def evenly(start: int, count: int, total: int, most: int) -> Tensor:
+    """Which of the places from `start` on, (count,) bool, are among `most` of `total` that are evenly spread."""
+    return torch.arange(start, start + count) * most % max(total, most) < most
 
-    def __init__(self) -> None:
-        self.n = 0
+
+class Gatherer:
+    """Takes features of `total` images batch by batch; what it holds does not depend on how many."""
+
+    def __init__(self, total: int) -> None:
+        self.n, self.expected = 0, total
         self.kept: list[Tensor] = []
         self.total = self.products = torch.zeros(())
 
@@ -166,8 +171,7 @@ class Gatherer:
         f = features.double().cpu()
         if self.n == 0:
             self.shift = f.mean(0)  # sums of small numbers stay exact
-        room = KEPT - min(self.n, KEPT)
-        self.kept.append(f[:room])
+        self.kept.append(f[evenly(self.n, len(f), self.expected, KEPT)])
         centred = f - self.shift
         self.total = self.total + centred.sum(0)
         self.products = self.products + centred.T @ centred

@@ -18,7 +18,15 @@ from unpaired.errors import DataProblem, Problem
 from unpaired.method import Method
 from unpaired.metrics.classifier import Trained
 from unpaired.metrics.distances import frechet, kid, manifold
-from unpaired.metrics.features import Features, Gatherer, Vectors, cached_vectors, portions, resized
+from unpaired.metrics.features import (
+    Features,
+    Gatherer,
+    Vectors,
+    cached_vectors,
+    evenly,
+    portions,
+    resized,
+)
 from unpaired.metrics.images import Images
 from unpaired.metrics.matching import mean_correlation
 from unpaired.metrics.scores import (
@@ -130,8 +138,8 @@ class Meter:
 
     def __init__(self, d: Direction, tools: Tools, total: int) -> None:
         self.d, self.tools = d, tools
-        self.seen, self.every = 0, max(1, -(-total // WASSERSTEIN_IMAGES))
-        self.gathered = {f.name: Gatherer() for f in tools.features}
+        self.seen, self.total = 0, total
+        self.gathered = {f.name: Gatherer(total) for f in tools.features}
         self.small: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.sums: dict[str, float] = defaultdict(float)
@@ -147,7 +155,8 @@ class Meter:
         tools = self.tools
         for f in tools.features:
             self.gathered[f.name].add(f(y))
-        thin = y[-self.seen % self.every :: self.every]  # of all inputs, not of the first
+        taken = evenly(self.seen, len(y), self.total, WASSERSTEIN_IMAGES)
+        thin = y[taken.to(y.device)]  # of all inputs, not of the first
         self.seen += len(y)
         if len(thin):
             self.small.append(at_most(thin, WASSERSTEIN_SIDE))
@@ -202,12 +211,12 @@ def vectors(f: Features, images: Images, tools: Tools) -> Vectors:
     """The features of real images, from the cache where they are known."""
 
     def make() -> Vectors:
-        gatherer = Gatherer()
+        gatherer = Gatherer(len(images))
         for x, _ in images.batches(CHUNK, tools.device):
             gatherer.add(f(x))
         return gatherer.vectors()
 
-    key = {"features": 2, "name": f.name, "about": f.about, "images": images.digest()}
+    key = {"features": 3, "name": f.name, "about": f.about, "images": images.digest()}
     if f.name == "classifier":  # its weights follow from the images it was trained on
         key["weights"] = float(sum(p.double().abs().sum() for p in f.net.parameters()))
     return cached_vectors(key, make, tools.say)

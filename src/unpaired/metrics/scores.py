@@ -66,11 +66,12 @@ def sliced_wasserstein(
 
     Images are halved down to 16 px; at each level of their Laplacian pyramid 7 x 7 patches are normalised per channel,
     projected on random directions and sorted; the mean difference is averaged over the levels, times 1,000. Equally
-    many images of both sets are used. Fewer patches and directions than in the paper: it is meant to be cheap.
+    many images of both sets are used, evenly taken from the larger one. Fewer patches and directions than in the paper:
+    it is meant to be cheap.
     """
     g = torch.Generator().manual_seed(seed)
     n = min(len(x), len(y))
-    pyramids = [pyramid(s[:n]) for s in (x, y)]
+    pyramids = [pyramid(s[torch.linspace(0, len(s) - 1, n).round().long()]) for s in (x, y)]
     values = []
     for level_x, level_y in zip(*pyramids, strict=True):
         (_, c, h, w), side = level_x.shape, min(7, *level_x.shape[2:])

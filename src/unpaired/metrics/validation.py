@@ -105,7 +105,10 @@ def some_styles(
         return None if styles is None else styles.to(references.device)
     some = references[torch.arange(min(n, len(references)))]
     styles = encoded(method, some, target)
-    return styles[torch.arange(n, device=styles.device) % len(styles)]
+    shift = (
+        method.layout == "paired"
+    )  # no input is given its own partner, which would be the answer
+    return styles[(torch.arange(n, device=styles.device) + shift) % len(styles)]
 
 
 def encoded(method: Method, references: Tensor, target: int) -> Tensor:
