@@ -14,7 +14,7 @@ LAYERS = [  # from the ground up; a module imports from its own layer or below
     {"networks"},
     {"methods", "registry", "official"},
     {"config", "data", "progress", "pictures", "alarms"},
-    {"translator", "page"},
+    {"translator", "page", "settings"},
     {"metrics", "translate"},
     {"domains"},
     {"train"},

@@ -167,6 +167,11 @@ def data_check(args: argparse.Namespace) -> None:
 def methods(args: argparse.Namespace) -> None:
     from unpaired.registry import method_card, method_names
 
+    if args.method:
+        from unpaired.settings import reference
+
+        print(reference(args.method))
+        return
     needs = {  # domains, pairs, labels
         "two_domains": ("2", "no", "domain"),
         "domains": ("2 or more", "no", "domain"),
@@ -422,7 +427,8 @@ def parser() -> argparse.ArgumentParser:
         "--page", type=Path, metavar="FILE.html", help="write a page with the suspicious images"
     )
 
-    command(commands, "methods", methods, "list the methods and what each needs")
+    c = command(commands, "methods", methods, "list the methods, or every setting of one")
+    c.add_argument("method", nargs="?", help="munit, ...: its settings, their values and meanings")
 
     weights = commands.add_parser(
         "weights", help="bring in published weights", description="Bring in published weights."

@@ -52,30 +52,30 @@ Side = Annotated[int, Field(ge=8)]
 class Data(Section):
     """Where the images come from and how they are cut."""
 
-    root: Annotated[str | tuple[str, ...] | None, AfterValidator(absolute)] = None  # docs/data.md
+    # A folder, a list, several folders, or scenes: docs/data.md
+    root: Annotated[str | tuple[str, ...] | None, AfterValidator(absolute)] = None
     # Which domains, in which order; default: all that are found
     domains: Annotated[tuple[str, ...] | None, AfterValidator(distinct)] = None
     follow_links: bool = False  # also where links lead out of the folder
     size: Side | tuple[Side, Side] = 256  # side of the square crop, or (height, width)
     zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
     flip: bool = True  # mirror half of the images
-    # Unlabelled data: second views differ in colour (off where colour is the domain), and in hue by
-    # at most this share of the circle (0.5 where hue is not the domain: found domains then ignore it)
+    # Unlabelled data: second views differ in colour (off where colour is the domain) ...
     jitter: bool = True
+    # ... and in hue by at most this share of the circle: 0.5 where found domains should ignore hue
     hue: float = Field(0.125, ge=0, le=0.5)
-    # Unlabelled data: "folders", or a CSV of path,label; and the share of these that training sees
+    # Unlabelled data: "folders", or a CSV of path,label
     labels: Annotated[str | None, AfterValidator(label_file)] = None
-    labelled: float = Field(1.0, gt=0, le=1)
-    channels: Literal[1, 3] = 3
+    labelled: float = Field(1.0, gt=0, le=1)  # the share of these that training sees
+    channels: Literal[1, 3] = 3  # 1 for grey images
     batch: int = Field(1, ge=1)  # images of each domain in a step; many domains: of all together
     # Processes that read; auto: none on a CPU
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     # GiB of decoded images that stay on this machine, for the next epoch and run; auto: 4, at most a
     # tenth of the free disk
     cache: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    max_bad: float = Field(
-        0.05, ge=0, le=1
-    )  # the share of unreadable images at which training refuses
+    # The share of unreadable images at which training refuses
+    max_bad: float = Field(0.05, ge=0, le=1)
     count: int = Field(2000, ge=1)  # scenes of each domain
 
     @property
@@ -91,7 +91,7 @@ class Data(Section):
 class Decay(Section):
     """How the learning rate falls, in fractions of the run."""
 
-    kind: Literal["constant", "linear", "steps"] = "constant"
+    kind: Literal["constant", "linear", "steps"] = "constant"  # of the learning rate
     start: float = Field(0.5, ge=0, le=1)  # linear: full until here, then down to 0 at the end
     every: float = Field(0.1, gt=0, le=1)  # steps: times `factor` after each such fraction
     factor: float = Field(0.5, gt=0, le=1)
@@ -111,9 +111,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Optim(Section):
     """One network's optimizer; `default` says what a network leaves out."""
 
-    kind: Literal["adam", "rmsprop"] = "adam"
-    lr: float = Field(1e-4, gt=0)
-    betas: tuple[Beta, Beta] = (0.5, 0.999)
+    kind: Literal["adam", "rmsprop"] = "adam"  # which optimizer
+    lr: float = Field(1e-4, gt=0)  # learning rate
+    betas: tuple[Beta, Beta] = (0.5, 0.999)  # Adam's momenta
     weight_decay: float = Field(0.0, ge=0)  # added to the gradient
     clip: float | None = Field(None, gt=0)  # the largest norm of a network's gradient
     decay: Decay = Decay()
@@ -122,16 +122,17 @@ class Optim(Section):
 class Train(Section):
     """The run itself."""
 
-    steps: int = Field(100_000, ge=1)
+    steps: int = Field(100_000, ge=1)  # how often every network moves
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged networks; 0: no average
     accumulate: int = Field(1, ge=1)  # microbatches that a batch is split into, to save memory
+    # Auto: bf16 where the machine has units for it
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    compile: bool = False
+    compile: bool = False  # networks compiled by torch
     checkpointing: bool = False  # blocks run again in the backward pass: more time, less memory
-    seed: int = Field(0, ge=0, lt=2**32)
-    log_every: int = Field(50, ge=1)
-    sample_every: int = Field(1000, ge=1)
-    save_every: int = Field(1000, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)  # of everything that is random
+    log_every: int = Field(50, ge=1)  # steps between two lines of log.jsonl
+    sample_every: int = Field(1000, ge=1)  # steps between two pages of samples
+    save_every: int = Field(1000, ge=1)  # steps between two checkpoints
     evaluate_every: int = Field(1000, ge=1)  # quick figures on validation images, for alarms
     best: Literal["SWD", "cycle error", "paired error", "style gap"] = "SWD"  # keeps a checkpoint
     keep: int = Field(2, ge=1)  # checkpoints that are kept

@@ -91,21 +91,21 @@ NODES = 32  # of Gauss-Hermite quadrature over noise
 class Config(MethodConfig):
     """StarGAN v2's settings for CelebA-HQ, and ours for what it does not have."""
 
-    lambda_sty: float = Field(1.0, ge=0)
-    lambda_cyc: float = Field(1.0, ge=0)
-    lambda_ds: float = Field(1.0, ge=0)  # at the start; 2 for AFHQ
-    lambda_uni: float = Field(1.0, ge=0)
-    lambda_smooth: float = Field(0.1, ge=0)
+    lambda_sty: float = Field(1.0, ge=0)  # weight of the reconstruction of styles
+    lambda_cyc: float = Field(1.0, ge=0)  # of the cycle
+    lambda_ds: float = Field(1.0, ge=0)  # of diversity, at the start; 2 for AFHQ
+    lambda_uni: float = Field(1.0, ge=0)  # of L_uni, which makes one space of both kinds of styles
+    lambda_smooth: float = Field(0.1, ge=0)  # of L_smooth, the triplets of encoded styles
     lambda_reg: float = Field(1.0, ge=0)  # R1 of D
     lambda_reg_s: float = Field(1.0, ge=0)  # R1 of D_s
     alpha: float = Field(1.0, ge=0)  # the margin of L_smooth
     flow: bool = True  # splines; false: StarGAN v2's mapping network
     mirror: bool = False  # in x_a: for images that are as good mirrored
-    bins: int = Field(8, ge=2)
-    bound: float = Field(5.0, gt=0)
+    bins: int = Field(8, ge=2)  # of a spline
+    bound: float = Field(5.0, gt=0)  # a spline bends numbers within [-bound, bound]
     apart: float = Field(1.0, ge=0)  # standard deviation of the domains' shifts at the start
-    style_dim: int = Field(64, ge=1)
-    mlp_dim: int = Field(512, ge=1)
+    style_dim: int = Field(64, ge=1)  # numbers in a style, components
+    mlp_dim: int = Field(512, ge=1)  # width of the network that makes the splines
     d_dim: int = Field(256, ge=1)  # of D_s
     width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
     max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this

@@ -50,20 +50,22 @@ from unpaired.networks.patch import MultiScale
 class Config(MethodConfig):
     """The paper's settings (official configs, all alike)."""
 
-    lambda_x: float = Field(10.0, ge=0)
-    lambda_c: float = Field(1.0, ge=0)
-    lambda_s: float = Field(1.0, ge=0)
-    lambda_cyc: float = Field(0.0, ge=0)  # 10 where pixels should stay aligned (summer to winter)
+    lambda_x: float = Field(10.0, ge=0)  # weight of the reconstruction of images
+    lambda_c: float = Field(1.0, ge=0)  # of the reconstruction of content
+    lambda_s: float = Field(1.0, ge=0)  # of the reconstruction of styles
+    # Of the cycle: 10 where pixels should stay aligned (summer to winter)
+    lambda_cyc: float = Field(0.0, ge=0)
     lambda_vgg: float = Field(0.0, ge=0)  # 1 for 512 px street scenes; needs `vgg`
-    gan: Literal["lsgan", "nsgan"] = "lsgan"
-    dim: int = Field(64, ge=1)
-    style_dim: int = Field(8, ge=1)
+    gan: Literal["lsgan", "nsgan"] = "lsgan"  # least squares, or the non-saturating loss
+    dim: int = Field(64, ge=1)  # channels of G's first layer, twice as many after each halving
+    style_dim: int = Field(8, ge=1)  # numbers in a style
+    # Width of the network that turns a style into AdaIN's parameters
     mlp_dim: int = Field(256, ge=1)
-    downsamplings: int = Field(2, ge=0)
-    residuals: int = Field(4, ge=1)
-    d_dim: int = Field(64, ge=1)
-    d_layers: int = Field(4, ge=1)
-    d_scales: int = Field(3, ge=1)
+    downsamplings: int = Field(2, ge=0)  # how often G halves an image
+    residuals: int = Field(4, ge=1)  # residual blocks of G, on each side
+    d_dim: int = Field(64, ge=1)  # channels of D's first layer
+    d_layers: int = Field(4, ge=1)  # layers of D, each halving
+    d_scales: int = Field(3, ge=1)  # sizes of an image that D judges
     vgg: File | None = None  # VGG-16 weights, made by `unpaired weights convert`
 
 

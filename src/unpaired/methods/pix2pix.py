@@ -43,12 +43,12 @@ OPTIM = {"default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linea
 class Config(MethodConfig):
     """The paper's settings for 256 px."""
 
-    lambda_L1: float = Field(100.0, ge=0)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    dim: int = Field(64, ge=1)
+    lambda_L1: float = Field(100.0, ge=0)  # weight of the distance from the true answer
+    dropout: float = Field(0.5, ge=0, lt=1)  # in three layers of G, its only noise
+    dim: int = Field(64, ge=1)  # channels of G's first layer
     levels: int = Field(8, ge=2)  # down to 1 pixel: 7 for 128 px, 6 for 64 px
-    d_dim: int = Field(64, ge=1)
-    d_layers: int = Field(3, ge=1)
+    d_dim: int = Field(64, ge=1)  # channels of D's first layer
+    d_layers: int = Field(3, ge=1)  # layers of D that halve
 
 
 class Pix2Pix(Method):

@@ -58,17 +58,17 @@ RISE = 0.4  # the fraction of the run at which lambda_kl begins to rise
 class Config(MethodConfig):
     """The paper's settings, for CelebA-HQ."""
 
-    lambda_sty: float = Field(2.0, ge=0)
-    lambda_ds: float = Field(1.0, ge=0)  # at the start
-    lambda_cyc: float = Field(1.0, ge=0)
-    lambda_reg: float = Field(1.0, ge=0)  # R1
-    lambda_tri: float = Field(1.0, ge=0)
-    lambda_kl: float = Field(1.0, ge=0)  # at the end
+    lambda_sty: float = Field(2.0, ge=0)  # weight of the reconstruction of styles
+    lambda_ds: float = Field(1.0, ge=0)  # of diversity, at the start
+    lambda_cyc: float = Field(1.0, ge=0)  # of the cycle
+    lambda_reg: float = Field(1.0, ge=0)  # of R1
+    lambda_tri: float = Field(1.0, ge=0)  # of the triplet loss of styles
+    lambda_kl: float = Field(1.0, ge=0)  # of the styles' norm, at the end
     lambda_lpips: float = Field(0.0, ge=0)  # 1 in the paper's runs; needs `lpips`
-    margin: float = Field(0.1, ge=0)
-    latent_dim: int = Field(16, ge=1)
-    style_dim: int = Field(64, ge=1)
-    mlp_dim: int = Field(512, ge=1)
+    margin: float = Field(0.1, ge=0)  # of the triplet loss
+    latent_dim: int = Field(16, ge=1)  # numbers that F makes a style of
+    style_dim: int = Field(64, ge=1)  # numbers in a style
+    mlp_dim: int = Field(512, ge=1)  # width of F
     width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
     max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
     lpips: tuple[File, ...] = ()  # files of weights: a trunk (`features.*`), LPIPS's heads (`lin*`)

@@ -50,13 +50,13 @@ from unpaired.networks.stargan import (
 class Config(MethodConfig):
     """The paper's settings, for CelebA-HQ."""
 
-    lambda_sty: float = Field(1.0, ge=0)
-    lambda_ds: float = Field(1.0, ge=0)  # at the start; 2 for AFHQ
-    lambda_cyc: float = Field(1.0, ge=0)
-    lambda_reg: float = Field(1.0, ge=0)  # R1
-    latent_dim: int = Field(16, ge=1)
-    style_dim: int = Field(64, ge=1)
-    mlp_dim: int = Field(512, ge=1)
+    lambda_sty: float = Field(1.0, ge=0)  # weight of the reconstruction of styles
+    lambda_ds: float = Field(1.0, ge=0)  # of diversity, at the start; 2 for AFHQ
+    lambda_cyc: float = Field(1.0, ge=0)  # of the cycle
+    lambda_reg: float = Field(1.0, ge=0)  # of R1
+    latent_dim: int = Field(16, ge=1)  # numbers that F makes a style of
+    style_dim: int = Field(64, ge=1)  # numbers in a style
+    mlp_dim: int = Field(512, ge=1)  # width of F
     width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
     max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
 

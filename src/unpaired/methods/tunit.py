@@ -68,27 +68,28 @@ class Config(MethodConfig):
     # Fractions of the run: C is alone until `first_stage` (0.325, or 0.175 where some images have
     # labels; never where all have), and with some labels L_MI comes in at `labels_only`.
     first_stage: float = Field(FIRST_STAGE["none"], ge=0, le=1)
-    labels_only: float = Field(20 / 200, ge=0, le=1)
-    lambda_adv: float = Field(1.0, ge=0)
-    lambda_gp: float = Field(10.0, ge=0)
-    lambda_rec: float = Field(0.1, ge=0)
-    lambda_style_g: float = Field(0.01, ge=0)
-    lambda_style_c: float = Field(1.0, ge=0)
+    labels_only: float = Field(20 / 200, ge=0, le=1)  # see first_stage
+    lambda_adv: float = Field(1.0, ge=0)  # weight of the adversarial loss
+    lambda_gp: float = Field(10.0, ge=0)  # of D's gradient penalty
+    lambda_rec: float = Field(0.1, ge=0)  # of the reconstruction of images
+    lambda_style_g: float = Field(0.01, ge=0)  # of the style contrast, for G
+    lambda_style_c: float = Field(1.0, ge=0)  # of the style contrast, for C
     lambda_mi: float = Field(5.0, ge=0)  # of the cross-entropy too
     joint: float = Field(0.1, ge=0)  # on both once G and D play: the paper's 0.1 and 0.5
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, gt=0)  # of the style contrasts
     # Features of a batch before the heads of C, and codes where they are compared: for short runs
     normalise: bool = False
     # How many images of a batch G and D play with; all where it is not said. C needs many at once, as
     # mutual information is of a batch, and with G and D an image costs eight times as much.
     gan_batch: int | None = Field(None, ge=2)
-    queue: int = Field(1024, ge=1)
-    style_dim: int = Field(128, ge=1)
+    queue: int = Field(1024, ge=1)  # styles of earlier images that a style is contrasted with
+    style_dim: int = Field(128, ge=1)  # numbers in a style
+    # Width of the network that turns a style into AdaIN's parameters
     mlp_dim: int = Field(256, ge=1)
     dim: int = Field(64, ge=1)  # of G; 32 from 256 px on
-    c_dim: int = Field(64, ge=1)
+    c_dim: int = Field(64, ge=1)  # channels of C's first layer
     d_dim: int = Field(64, ge=1)  # 32 from 256 px on
-    d_max_dim: int = Field(1024, ge=1)
+    d_max_dim: int = Field(1024, ge=1)  # the most channels of D
 
     @model_validator(mode="before")
     @classmethod
