@@ -2,13 +2,14 @@
 
     python benchmarks/ablation_munit.py            # stop and start it at will: finished runs are not repeated
 
-Writes runs/ablation/<name>, and a table of both figures (src/unpaired/metrics/scenes.py) in both directions.
+Writes runs/ablation/<name>, and a table of both figures (src/unpaired/metrics/scenes.py) in both directions. More words
+are settings of all runs.
 """
 
-import json
-import subprocess
-import sys
+import argparse
 from pathlib import Path
+
+from running import apart, measured, trained
 
 CONFIG = Path(__file__).parent.parent / "configs" / "munit_demo.yaml"
 RUNS = {
@@ -19,21 +20,15 @@ RUNS = {
 }
 
 
-def unpaired(*words):
-    subprocess.run([sys.executable, "-m", "unpaired", *map(str, words)], check=True)
-
-
-def main():
+def main(argv=None):
+    p = argparse.ArgumentParser(description="What each reconstruction loss of MUNIT is for.")
+    p.add_argument("--minutes", type=float, default=30, help="of a run, at most")
+    args = apart(p, argv)
     rows = []
     for name, settings in RUNS.items():
         run = Path("runs/ablation") / name.replace(" ", "-")
-        if not (run / "metrics.json").exists():
-            if (run / "config.yaml").exists():
-                unpaired("train", "--resume", run)
-            else:
-                unpaired("train", CONFIG, *settings, *sys.argv[1:], "--out", run)
-            unpaired("evaluate", run)
-        figures = json.loads((run / "metrics.json").read_text())["scenes"]
+        step = trained(run, CONFIG, *settings, *args.settings, minutes=args.minutes)
+        figures = measured(run, step)["scenes"]
         values = [
             f"{row['model'][k]:.2f}"
             for k in ("content kept", "styles covered")

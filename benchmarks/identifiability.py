@@ -327,8 +327,13 @@ def runs(args: argparse.Namespace) -> list[tuple[str, int, int, dict[str, list[f
                     else:
                         figures = scenes(kind, n, K, seed, args)
                     print(file.stem, figures, f"{time.monotonic() - start:.0f} s", flush=True)
-                    write_atomic(file, json.dumps(figures).encode())
-                each.append(json.loads(file.read_text()))
+                    write_atomic(file, json.dumps(figures | {"settings": args.settings}).encode())
+                known = json.loads(file.read_text())
+                if (said := known.pop("settings", args.settings)) != args.settings:
+                    raise SystemExit(
+                        f"{file} was made with the settings {' '.join(said) or '(none)'}: give the same, or move it."
+                    )
+                each.append(known)
             done.append((kind, n, K, {name: [f[name] for f in each] for name in each[0]}))
     return done
 
@@ -398,6 +403,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = set(itertools.chain(*numbers(args.kind).values()))
     if odd := set(args.K or ()) - known:
         raise SystemExit(f"--K {min(odd)}: choose from {', '.join(map(str, sorted(known)))}.")
+    if args.kind == "vectors" and args.settings:
+        raise SystemExit(f"{args.settings[0]}: settings are for runs on scenes.")
     args.steps = args.steps or {"vectors": 700, "scenes": 800}[args.kind]
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)

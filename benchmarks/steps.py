@@ -184,6 +184,8 @@ class Ours:
         self.optimizers = build_optimizers(self.method, run)
         self.clips = {net: run.optimizer(net).clip for net in self.optimizers}
         prepare(self.method, run.train)
+        saved = self.method.state_dict().keys()
+        self.buffers = [b for name, b in self.method.named_buffers() if name in saved]
         self.batch = {
             k: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             for k, x in batch(run).items()
@@ -203,8 +205,10 @@ class Ours:
         ]
         parts = [{k: x[m::n] for k, x in self.batch.items()} for m in range(n)]
         fabric, self.index = fabric or self.fabric, self.index + 1
+        kept = [b.clone() for b in self.buffers]  # as the trainer does, for a step that fails
         train_step(fabric, self.method, self.optimizers, parts, steps, self.clips)
         self.method.update_averages(0.999)
+        del kept
 
 
 @dataclass

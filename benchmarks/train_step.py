@@ -101,8 +101,8 @@ def measure(
 ) -> list[list[str]]:
     """The rows of one case: plain, then ours."""
     things: list[Any] = [Plain(run), Ours(run)]
-    differ = agreement(*things)
     first = {t.name: seconds(t, 2) for t in things}
+    differ = agreement(*things)
     ceilings = {p: Ceiling(p) for p in {t.precision for t in things}}
     for c in ceilings.values():
         seconds(c, 2)

@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,23 @@ def test_domains_are_balanced(tmp_path):
             == [2, 2, 2]
         )
         assert batch["x_ref2"].shape == (6, 16, 16, 3)
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_the_second_reference_is_another_image_or_another_cut(tmp_path, images):
+    for i, name in enumerate("ab"):
+        folder(tmp_path / name, [f"{j}.png" for j in range(images)], seed=i)
+    data = batches(tmp_path, "domains", batch=4, steps=30)
+    alike, files = 0, set()
+    for step in range(30):
+        batch, names = data[step]
+        ref, ref2 = names[4:8], names[8:]
+        assert [Path(n).parent for n in ref] == [Path(n).parent for n in ref2]
+        assert images == 1 or not any(a == b for a, b in zip(ref, ref2, strict=True))
+        files |= set(ref2)
+        same = (batch["x_ref"] == batch["x_ref2"]).flatten(1).all(1)
+        alike += int(same.sum())
+    assert alike <= (25 if images == 1 else 0) and len(files) == 2 * images  # of 120; few cuts fit
 
 
 def test_images_arrive_in_range_and_channels_last(two):

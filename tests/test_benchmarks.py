@@ -398,3 +398,32 @@ def test_translating_is_measured_beside_the_plain_loop(capsys):
     out = capsys.readouterr().out
     row = next(line.split(" | ") for line in out.splitlines() if line.startswith("| ours"))
     assert float(row[3]) > 0 and float(row[4]) < 0.1 and row[5].startswith(("0", "1"))
+
+
+def test_figures_of_another_protocol_are_measured_anew(commands, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    (run / "status.json").write_text('{"step": 3}')
+    (run / "metrics.json").write_text('{"step": 3}')  # as kept: by which words is not known
+    assert running.measured(run, 3, "--protocol", "munit") == {"step": 3} and not commands
+    (run / "measured.json").write_text('["--protocol", "quick"]')
+    assert running.measured(run, 3, "--protocol", "quick") == {"step": 3} and not commands
+    running.measured(run, 3, "--protocol", "munit")
+    assert commands[-1][0] == "evaluate" and commands[-1][2:] == ["--protocol", "munit"]
+    running.measured(run, 3, "--protocol", "munit")
+    assert len(commands) == 1
+
+
+def test_figures_of_other_settings_are_not_taken_for_these(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(identifiability, "SCENE_DOMAINS", {2: (3,)})
+    file = Path("runs/identifiability/scenes-dsm-n2-K3-seed0-800.json")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"MCC": 0.5, "settings": ["train.precision=32-true"]}))
+    words = ["scenes", "--seeds", "1", "--only", "dsm"]
+    identifiability.main([*words, "train.precision=32-true"])
+    with pytest.raises(SystemExit, match="32-true.*give the same"):
+        identifiability.main(words)
+    with pytest.raises(SystemExit, match="settings are for runs on scenes"):
+        identifiability.main(["vectors", "method.apart=1"])

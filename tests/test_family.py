@@ -128,6 +128,14 @@ def test_sizes_that_the_networks_cannot_take_are_refused(name, size, changes):
 
 
 @pytest.mark.parametrize(
+    "size, changes", [(33, {}), (30, {"downsamplings": 2}), (8, {"d_layers": 1, "d_scales": 1})]
+)
+def test_sizes_that_munit_cannot_take_are_refused(size, changes):
+    with pytest.raises(ConfigProblem, match=r"data\.size"):
+        tiny.build("munit", *(f"method.{k}={v}" for k, v in changes.items()), size=size)
+
+
+@pytest.mark.parametrize(
     "name, size, changes",
     [
         ("augmented_cyclegan", 16, {"e_layers": 2, "d_A_layers": 2}),
@@ -386,3 +394,10 @@ def test_the_discriminators_see_the_history_and_the_generators_do_not():
     torch.testing.assert_close(held, m.G(x["x_1"]).detach())  # of a step without moves
     losses = [[u.loss.item() for u in m.updates(batch(seed=1), Step(i, 10))] for i in (1, 2)]
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_bicyclegan_plays_with_halves(size):
+    method, run = tiny.build("bicyclegan")
+    with pytest.raises(ConfigProblem, match=r"data\.batch"):
+        next(method.updates(tiny.batch("bicyclegan", size), tiny.step()))

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from unpaired import train
+from unpaired import evaluate, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.batches import Batches
@@ -205,6 +205,7 @@ def test_refusals(tmp_path):
         ),
         (["method.labels=all", "data.labels=folders", "method.clusters=1"], "clusters"),
         (["data.labelled=0"], "data.labelled"),
+        (["method.labels=all", "data.labels=folders", "method.training=separate"], "joint"),
     ],
 )
 def test_refusals_of_training(tmp_path, capsys, words, sentence):
@@ -221,3 +222,18 @@ def test_a_folder_with_splits_is_translated_whole(tmp_path):
     fill(tmp_path, "trainA/1.png", "testA/2.png", "3.png", "cats/test/4.png")
     stems = sorted(stem for _, stem in inputs(tmp_path, tmp_path / "out", []))
     assert stems == ["3", "cats-test-4", "testA-2", "trainA-1"]
+
+
+def test_where_labels_tell_all_domains_none_are_found(tmp_path, capsys):
+    """The head of C that finds domains does not learn then: nothing may ask it."""
+    run = tiny.run("tunit", "method.labels=all", "data.labels=folders", "train.evaluate_every=1")
+    run = run.model_copy(
+        update={"data": run.data.model_copy(update={"domains": ("outline", "neon", "painted")})}
+    )
+    train.fit(run, RunFolder(tmp_path), say=lambda line: None)
+    figures = [r["figures"] for r in RunFolder(tmp_path).read_log() if "figures" in r]
+    assert figures and not any("clusters used" in f for f in figures)
+    result = evaluate(tmp_path, say=lambda line: None)
+    assert "clusters" not in result
+    assert {d["target"] for d in result["directions"]} == {"outline", "neon", "painted"}
+    assert main(["domains", str(tmp_path)]) == 2 and "told its domains" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def training(method, data, *words):
         (translate("note.txt"), 65, ["note.txt"]),
         (["evaluate", "nowhere"], 2, ["nowhere"]),
         (["evaluate", "munit", "--seed", "-1"], 2, ["seed"]),
-        (["report", "munit", "--out", "no/x.html"], 74, ["no/x.html", "no such file or folder"]),
+        (["report", "munit", "--out", "a.png/x.html"], 73, ["a.png", "name another"]),
         (["train", "--resume", "nowhere"], 2, ["nowhere"]),
         (training("munit", "scenes", "--init", "empty"), 2, ["--init", "empty"]),
         (training("munit", "scenes", "--out", "a.png"), 73, ["a.png"]),

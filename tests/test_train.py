@@ -12,6 +12,7 @@ import time
 import pytest
 import tiny
 import torch
+from lightning_fabric import Fabric
 
 from unpaired import train
 from unpaired.checkpoint import RunFolder
@@ -241,6 +242,30 @@ def test_the_page_opens_from_disk(tmp_path):
     assert "polyline" in page and "method:" in page
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
     assert sources and all((path / s).is_file() for s in sources)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1e9])
+def test_the_gradient_of_each_network_is_clipped_by_its_own_norm(largest):
+    """As torch's own clipping does, on a network after the other."""
+
+    def moved(clips, hook=None):
+        method, run = tiny.build("munit")
+        optimizers = train.build_optimizers(method, run)
+        for o in optimizers.values():
+            if hook:
+                o.register_step_pre_hook(lambda o, *_: [hook(o.param_groups[0]["params"])] and None)
+        fabric = Fabric(accelerator="cpu", devices=1)
+        train.train_step(fabric, method, optimizers, [tiny.batch("munit")], [tiny.step()], clips)
+        return method.state_dict()
+
+    ours = moved({"G_1": largest, "G_2": largest, "D_1": largest, "D_2": largest})
+    none = dict.fromkeys(("G_1", "G_2", "D_1", "D_2"))
+    theirs = moved(none, lambda params: torch.nn.utils.clip_grad_norm_(params, largest))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=2e-6)  # of steps of 1e-3
+    free = moved(none)
+    same = all(torch.allclose(ours[n], v, rtol=1e-5, atol=2e-6) for n, v in free.items())
+    assert same == (largest == 1e9)
 
 
 def test_training_goes_on_without_tensorboard(tmp_path, monkeypatch):

@@ -123,7 +123,8 @@ class Train(Section):
     """The run itself."""
 
     steps: int = Field(100_000, ge=1)  # how often every network moves
-    ema: float = Field(0.999, ge=0, lt=1)  # decay of the averaged networks; 0: no average
+    # Decay of the averaged networks, at step s at most (1 + s) / (10 + s); 0: no average
+    ema: float = Field(0.999, ge=0, lt=1)
     accumulate: int = Field(1, ge=1)  # microbatches that a batch is split into, to save memory
     # Auto: bf16 where the machine has units for it
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"

@@ -104,7 +104,7 @@ def concerns(sizes: Sequence[int], names: Sequence[str]) -> list[str]:
 def finder(path: Path) -> Translator:
     """A model that finds its domains; others are told."""
     translator = Translator.load(path)
-    if not hasattr(translator.method, "assign"):
+    if getattr(translator.method, "assign", None) is None:
         raise ConfigProblem(
             f"{translator.run.method.name} is told its domains: name a run of a method that finds them, such as tunit."
         )

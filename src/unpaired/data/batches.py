@@ -279,17 +279,18 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         return False
 
     def domains(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
-        """Domain-balanced sources and references; `x_ref2` is another image of the reference's domain."""
+        """Domain-balanced sources and references; `x_ref2` is another image of the reference's domain, or
+        another cut of its only one."""
         n = len(self.pictures)
         source = self.balanced("source", step, n)
         target = self.balanced("target", step, n)
         src = [self.drawn("src", step, j, d) for j, d in enumerate(source)]
         ref = [self.drawn("ref", step, j, d) for j, d in enumerate(target)]
-        ref2 = [self.drawn("ref2", step, j, d) for j, d in enumerate(target)]
+        ref2 = [self.another("ref2", step, j, s) for j, s in enumerate(ref)]
         tensors = {
             "x_src": self.images(src),
             "x_ref": self.images(ref),
-            "x_ref2": self.images(ref2),
+            "x_ref2": self.images(ref2, cut="crop ref2"),
             "y_src": torch.tensor(source),
             "y_ref": torch.tensor(target),
         }
@@ -329,17 +330,26 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         rng = generator(self.seed, what, step, j)
         return Sample(domain, step, int(rng.integers(len(self.pictures[domain]))))
 
+    def another(self, what: str, step: int, j: int, sample: Sample) -> Sample:
+        """An image of the same domain at random that is not `sample`, if there is one."""
+        n = len(self.pictures[sample.domain])
+        further = int(generator(self.seed, what, step, j).integers(1, n)) if n > 1 else 0
+        return sample._replace(index=(sample.index + further) % n)
+
     # Augmentation --------------------------------------------------------------------------------
 
-    def images(self, samples: Sequence[Sample], key: int | None = None) -> Tensor:
-        """(B, H, W, C) uint8: a random crop, half of them mirrored. `key` ties the cuts of paired domains."""
+    def images(
+        self, samples: Sequence[Sample], key: int | None = None, cut: str = "crop"
+    ) -> Tensor:
+        """(B, H, W, C) uint8: a random crop, half of them mirrored. `key` ties the cuts of paired domains, `cut` names
+        draws that differ for one and the same image."""
         return torch.from_numpy(
-            np.stack([self.image(s, s.domain if key is None else key) for s in samples])
+            np.stack([self.image(s, s.domain if key is None else key, cut) for s in samples])
         )
 
-    def image(self, sample: Sample, key: int) -> np.ndarray:
+    def image(self, sample: Sample, key: int, cut: str = "crop") -> np.ndarray:
         image = self.pictures[sample.domain].read(sample.index)
-        rng = generator(self.seed, "crop", key, sample.epoch, sample.index)
+        rng = generator(self.seed, cut, key, sample.epoch, sample.index)
         (h, w), (top, left, mirror) = self.size, rng.random(3)
         y, x = int(top * (image.shape[0] - h + 1)), int(left * (image.shape[1] - w + 1))
         image = image[y : y + h, x : x + w]

@@ -122,13 +122,13 @@ class BicycleGAN(Method):
     # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
-        half = len(batch["x_1"]) // 2
-        if not half:
+        half, odd = divmod(len(batch["x_1"]), 2)
+        if odd:
             raise ConfigProblem(
-                "bicyclegan plays with halves of a batch: set data.batch=2 or more."
+                "bicyclegan plays with halves of a batch: set data.batch to an even number."
             )
-        A, A_2 = batch["x_1"].split(half)[:2]
-        B, B_2 = batch["x_2"].split(half)[:2]
+        A, A_2 = batch["x_1"].split(half)
+        B, B_2 = batch["x_2"].split(half)
         mu, logvar = self.E(B)
         z_vae = mu + (logvar / 2).exp() * step.normal("eps", *mu.shape, like=mu)
         z_lr = step.normal("z", *mu.shape, like=A)

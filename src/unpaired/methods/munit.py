@@ -46,6 +46,8 @@ from unpaired.networks.blocks import (
 from unpaired.networks.norms import InstanceNorm, LayerNorm
 from unpaired.networks.patch import MultiScale
 
+SMALLEST = 16  # px
+
 
 class Config(MethodConfig):
     """The paper's settings (official configs, all alike)."""
@@ -115,6 +117,14 @@ class MUNIT(Method):
 
     def __init__(self, config: Config, domains: tuple[str, ...], shape: Shape) -> None:
         super().__init__(config, domains, shape)
+        if shape.height % self.stride or shape.width % self.stride:
+            raise ConfigProblem(
+                f"data.size must be a multiple of {self.stride} with method.downsamplings={config.downsamplings}."
+            )
+        if min(shape.height, shape.width) < SMALLEST:
+            raise ConfigProblem(
+                f"data.size is below {SMALLEST} px, the least that E_s can halve four times."
+            )
         smallest = MultiScale.smallest(config.d_layers, config.d_scales)
         if min(shape.height, shape.width) < smallest:
             raise ConfigProblem(

@@ -100,6 +100,14 @@ class Config(MethodConfig):
             return {"first_stage": FIRST_STAGE[labels], **said}
         return said
 
+    @model_validator(mode="after")
+    def learns(self) -> Config:
+        if self.labels == "all" and self.training == "separate":
+            raise ValueError(
+                "with method.labels=all there is no first stage in which C could learn: say method.training=joint"
+            )
+        return self
+
 
 class TUNIT(Method):
     layout = "unlabelled"
@@ -161,6 +169,8 @@ class TUNIT(Method):
         self.C = GuidingNetwork(shape.channels, config.c_dim, config.style_dim, K, config.normalise)
         self.G = Generator(shape.channels, config.dim, stride, config.style_dim, config.mlp_dim)
         self.D = Discriminator(shape.channels, side, config.d_dim, config.d_max_dim, K)
+        if config.labels == "all":
+            self.assign = None  # type: ignore[assignment,method-assign]  # labels tell the domains; no head learns them
         self.register_buffer("queue", torch.zeros(config.queue, config.style_dim))
         self.register_buffer("queued", torch.tensor(0))  # how many keys ever entered
         self.register_buffer(

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ PROTOCOLS = {
 
 def evaluate(
     run: str | PathLike[str],
-    data: str | Sequence[str] | None = None,
+    data: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     protocol: str = "quick",
     features: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     lpips: Sequence[str | PathLike[str]] = (),
@@ -100,9 +100,9 @@ def evaluate(
     if lpips:
         net, about_lpips = load_distance([Path(p) for p in lpips])
         tools.lpips = net.to(tools.device)
-    settings, dataset = open_images(
-        config, folder, translator.domains, [data] if isinstance(data, str) else data, paired
-    )
+    roots = [data] if isinstance(data, str | PathLike) else data
+    named = [fspath(root) for root in roots] if roots else None
+    settings, dataset = open_images(config, folder, translator.domains, named, paired)
     split = held_out(dataset)
     if split == "val":
         tools.leave_out(
@@ -147,7 +147,10 @@ def evaluate(
     }
     flip = settings.mirrors
     if config.method_class().layout == "unlabelled":
-        result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
+        if method.assign is None:  # labels tell the domains
+            sides = by_label(own[0], dataset.labels)
+        else:
+            result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
         learn_domains(by_label(own[0], dataset.labels), flip, tools)
         tools.domains = (
             None  # it knows the labels: that an output is of a found domain it cannot say
@@ -267,7 +270,7 @@ def found_domains(
 
     def assigned(images: Images) -> np.ndarray:
         parts = [method.assign(x).argmax(1) for x, _ in images.batches(CHUNK, tools.device)]  # type: ignore[operator]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat(parts).cpu().numpy() if parts else np.array([], int)
 
     train, held = assigned(side.train), assigned(side.held)
     sides = [

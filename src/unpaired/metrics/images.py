@@ -156,15 +156,16 @@ def open_images(
         raise ConfigProblem(
             "A model file does not say where its images are: say --data DIR, or name the run folder."
         )
-    unlabelled = run.method_class().layout == "unlabelled"
+    layout = run.method_class().layout
+    unlabelled = layout == "unlabelled"
     wanted = settings.domains if unlabelled else tuple(domains)
     update = {
         "zoom": 1.0,
         "labelled": 1.0,  # what training was not told may be measured
-        "domains": wanted if settings.root == "scenes" else None,
+        "domains": wanted if settings.root == "scenes" or layout == "paired" else None,
     }
     settings = settings.model_copy(update=update)
-    dataset = open_dataset(settings, run.method_class().layout, run.train.seed)
+    dataset = open_dataset(settings, layout, run.train.seed)
     if unlabelled:
         return settings, dataset
     if lacking := [d for d in domains if d not in dataset.domains]:
