@@ -373,3 +373,11 @@ def test_compiled_networks_train(method, tmp_path, monkeypatch):
     assert used == COMPILED[method]
     losses = RunFolder(tmp_path).read_log()[-1]["losses"]
     assert losses and all(math.isfinite(x) for x in losses.values())
+
+
+@pytest.mark.parametrize("ema, decays", [(0.99, [0.1, 2 / 11, 3 / 12]), (0.15, [0.1, 0.15, 0.15])])
+def test_averages_follow_faster_at_first(tmp_path, monkeypatch, ema, decays):
+    seen = []
+    monkeypatch.setattr(MUNIT, "update_averages", lambda self, decay: seen.append(decay))
+    fit(tiny.run("munit", f"train.ema={ema}", steps=3), tmp_path)
+    assert seen == pytest.approx(decays)

@@ -19,7 +19,8 @@ deliberate: the authors report worse results where it does. G(x, s') is held fix
 
 Differences from the official code: the high-pass skip for faces (w_hpf = 1) is left out, as it
 needs the weights of a foreign landmark network: w_hpf = 0 for all data. The averages start from
-the initialised networks (theirs: from another initialisation). lambda_ds falls to 0 over the run,
+the initialised networks (theirs: from another initialisation) and follow them faster at first: the
+decay at step s is (1 + s) / (10 + s), until that reaches `train.ema`. lambda_ds falls to 0 over the run,
 whatever its length (theirs: over 100,000 steps, the length of the run). Every crop is of
 `data.zoom` (theirs: half of the images whole, half cropped to 80% to 100% of the area). Losses,
 gradients and updates agree with it to rounding (`tests/test_parity_stargan.py`).

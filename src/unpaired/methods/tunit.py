@@ -29,7 +29,9 @@ Differences from the official code: the queue lasts for the whole run, is saved,
 its own at all times (theirs: those of C every 1,000), and C sees a batch once where theirs
 evaluates it twice or thrice, which shows in these statistics only. They are of images alone, not of
 views and fakes too, whose colours and edges differ: else C sorts otherwise in use than in training.
-The average of G starts with G (theirs: 1,000 iterations later). A pseudo-label is that of the C
+The average of G starts with G (theirs: 1,000 iterations later), and averages follow faster at
+first: the decay at step s is (1 + s) / (10 + s), until that reaches `train.ema` (0.999 at step
+8,990), for C' too, whose keys are in a loss (theirs: 0.999 from the first step). A pseudo-label is that of the C
 that has just moved (theirs, semi-supervised: before), and labels may be mixed in a batch (theirs:
 for all images of it or for none). Without a reference, the mean style of the latest 1,024 images of
 a domain serves (theirs: of all of its images). As theirs, codes are not normalised unless
