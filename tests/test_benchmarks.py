@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import ablation_dsm  # noqa: E402
 import identifiability  # noqa: E402
 import loader  # noqa: E402
+import quality  # noqa: E402
 import results  # noqa: E402
 import running  # noqa: E402
 import steps  # noqa: E402
@@ -427,3 +428,22 @@ def test_figures_of_other_settings_are_not_taken_for_these(tmp_path, monkeypatch
         identifiability.main(words)
     with pytest.raises(SystemExit, match="settings are for runs on scenes"):
         identifiability.main(["vectors", "method.apart=1"])
+
+
+def test_quality_is_compared_within_the_spread_of_seeds(commands, capsys):
+    small = [*SMALL, *MUNIT, "train.steps=2"]
+    quality.main(["--seeds", "0", "1", "--only", "bf16", *small])
+    assert [w[0] for w in commands] == [
+        "train",
+        "evaluate",
+    ] * 2 and not capsys.readouterr().out.count("| KID")
+    quality.main(["--seeds", "0", "1", *small])
+    assert [w[0] for w in commands] == ["train", "evaluate"] * 4
+    text = Path("runs/quality/table.md").read_text()
+    assert (
+        "scenes, seeds 0, 1" in text
+        and "| content kept ↑ | 0.5 (0.5 to 0.5) | 0.5 (0.5 to 0.5) | yes |" in text
+    )
+    told = {"fp32": [1.0, 1.2], "bf16": [1.1, 1.3]}
+    assert quality.row("SWD", told)[-1] == "yes"
+    assert quality.row("SWD", told | {"bf16": [2.0, 2.1]})[-1] == "no"
