@@ -16,7 +16,7 @@ from unpaired.cli import main
 from unpaired.data.batches import Batches, FilePictures, luminance, mirrored, spread, to_device
 from unpaired.data.datasets import open_dataset
 from unpaired.data.folders import scan
-from unpaired.errors import DataProblem
+from unpaired.errors import DataProblem, Problem
 
 
 def folder(path, names, size=(40, 30), seed=0):
@@ -339,3 +339,15 @@ def test_domains_without_training_images_are_refused_before_the_first_step(tmp_p
     with pytest.raises(DataProblem, match="no images to train on of the domain A"):
         train.fit(run, RunFolder(tmp_path / "run"), say=lambda line: None)
     assert RunFolder(tmp_path / "run").steps() == []
+
+
+def test_a_finished_run_that_cannot_go_on_stays_finished(tmp_path):
+    data = tmp_path / "data"
+    for name in "ab":
+        folder(data / name, [f"{i}.png" for i in range(3)])
+    run = tiny.run("munit", f"data.root={data}", "data.domains=null", steps=1)
+    train.fit(run, RunFolder(tmp_path / "run"), say=str)
+    data.rename(tmp_path / "moved")
+    with pytest.raises(Problem, match="does not exist"):
+        train.fit(run, RunFolder(tmp_path / "run"), resume=True, say=str)
+    assert RunFolder(tmp_path / "run").read_status()["status"] == "done"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
-from unpaired.config import load, override
+from unpaired.config import load, nearest, override
 from unpaired.data.augment import View
 from unpaired.data.batches import to_device
 from unpaired.registry import find_method, method_card, method_names
@@ -274,3 +274,17 @@ def test_a_folder_that_is_closed_to_the_user_is_one_sentence(tmp_path, monkeypat
     assert "closed: Permission denied" in said and said.count("\n") == 1
     monkeypatch.setattr("unpaired.data.folders.scan", lambda *a, **k: open(tmp_path))
     assert main(["data", "check", str(tmp_path)]) == 74
+
+
+def test_the_nearest_name_is_the_one_meant(capsys):
+    assert nearest("Munit", ["munit", "unit"]) == "did you mean munit?"
+    assert nearest("domain_9", ["domain_1", "domain_2"]).startswith("choose from")
+    for words, meant in (
+        (["--method", "Munit"], "munit?"),
+        (["--method", "munit", "train.stps=4"], "did you mean train.steps?"),
+        (["--method", "munit", "steps=4"], "did you mean train.steps?"),
+        (["--method", "munit", "lr=1e-4"], "did you mean optim.default.lr?"),
+        (["--method", "munit", "optim.lr=1e-4"], "optim.default.lr"),
+    ):
+        assert main(["train", "--data", "scenes", *words]) == 2
+        assert meant in capsys.readouterr().err

@@ -285,7 +285,7 @@ def test_a_model_file_needs_data(munit, tmp_path, data, capsys):
     shutil.copy(munit / "model.safetensors", tmp_path / "model.safetensors")
     assert "say --data DIR" in refused([tmp_path / "model.safetensors"], capsys)
     assert main(["evaluate", str(tmp_path / "model.safetensors"), "--data", str(data)]) == 0
-    assert (tmp_path / "metrics.json").is_file() and not (tmp_path / "index.html").exists()
+    assert (tmp_path / "model.metrics.json").is_file() and not (tmp_path / "index.html").exists()
 
 
 def test_inception_that_cannot_be_fetched(munit, monkeypatch, tmp_path, capsys):

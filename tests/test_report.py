@@ -13,12 +13,14 @@ from test_evaluate import write_images
 from unpaired import report, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
+from unpaired.metrics.features import sha256
 
 
 def write_metrics(run, swd, digest="abc"):
     figures = {"SWD": swd, "coverage": swd, "change": swd}
     data = {"root": "scenes", "size": [16, 16], "domains": {"outline": {"digest": digest}}}
-    measured = {"protocol": {"name": "quick"}, "split": "test", "data": data}
+    measured = {"protocol": {"name": "quick"}, "split": "test", "data": data, "step": 1}
+    measured["model"] = {"sha256": sha256(run / "model.safetensors")}
     measured["means"] = {"latent": {"model": figures, "real": {"SWD": 0}}}
     (run / "metrics.json").write_text(json.dumps(measured))
 
@@ -56,14 +58,24 @@ def test_one_page_of_two_methods(runs, tmp_path, capsys):
 
 
 def test_figures_on_other_images_are_not_compared(runs):
-    folders = [RunFolder(runs / name) for name in ("munit", "cyclegan")]
-    models = [(folder.path.name, None) for folder in folders]
+    folders = [runs / name for name in ("munit", "cyclegan")]
+    models = [(folder.name, None) for folder in folders]
     assert report.figures(models, folders).count("<table>") == 1
     write_metrics(runs / "cyclegan", 3.0, digest="other images")
     text = report.figures(models, folders)
     assert text.count("<table>") == 2 and "<b>" not in text
     assert text.count("quick, test images of scenes, 16 x 16: random styles") == 2
     write_metrics(runs / "cyclegan", 3.0)
+
+
+def test_figures_of_another_model_are_not_shown(runs):
+    """As of an earlier step, or of a file that lay there before."""
+    path = runs / "munit" / "metrics.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"sha256": "', '"sha256": "0'))
+    text = report.figures([("munit", None)], [runs / "munit"])
+    path.write_text(whole)
+    assert "<table>" not in text and "munit (measured at step 1)" in text and "Not measured" in text
 
 
 def test_a_memorised_image_is_its_own_neighbour():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unpaired import Translator, train
+from unpaired import Translator, pictures, train
 from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
 from unpaired.data.intake import write_png
@@ -446,3 +446,80 @@ def test_sheet_has_the_input_at_its_left():
     page = sheet([[red, blue, blue]])
     row = [page.getpixel((x, page.height // 2)) for x in range(page.width)]
     assert row.index((255, 0, 0)) < row.index((0, 0, 255))
+
+
+def test_plausible_mistakes_are_one_sentence(run, photo, tmp_path, capsys):
+    t = Translator.load(run)
+    wrong = {
+        "styles": lambda: t.translate(photo, to="painted", styles=0),
+        "steps": lambda: t.interpolate(photo, 1, 2, to="painted", steps=0),
+        "--sweep": lambda: t.sweep(photo, "painted", 0, low=float("nan")),
+        "finite": lambda: t.sweep(photo, "painted", 0, low=1, high=1),
+        "list": lambda: t.translate([photo], to="painted"),
+        "H, W, 3": lambda: t.translate(np.zeros((0, 5, 3), np.uint8), to="painted"),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(ConfigProblem, match=words):
+            call()
+    one = t.interpolate(photo, np.int64(1), 2, to="painted", steps=2)
+    assert pixels(one[:1]) == pixels(t.translate(photo, "painted", styles=1, seed=np.int64(1)))
+    for words, said in (
+        (["translate", photo, run, "--to", "painted"], "The run comes first"),
+        (["translate", run, photo, "--to", "all"], "say --source"),
+        (
+            ["translate", run, photo, "--to", "painted", "--sweep", "nan", "1", "--component", "0"],
+            "finite",
+        ),
+    ):
+        assert (
+            main(
+                [*map(str, words), "--out", str(tmp_path / "out")]
+                if words[-1] != "0"
+                else [*map(str, words)]
+            )
+            == 2
+        )
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_that_nobody_asked_for_come_with_the_remedy(run, photo, capsys):
+    for words, said in (
+        (["translate", str(run), str(photo), str(photo), "--to", "painted"], "name one image"),
+        (["train", "--method", "munit", "--steps", "10"], "train.steps=1000"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_that_has_learned_nothing_is_named(tmp_path, photo, capsys):
+    path = tmp_path / "run"
+    train.fit(tiny.run("munit", steps=1), RunFolder(path), say=str)
+    tensors, about = load_model(path / "model.safetensors")
+    save_model(path / "model.safetensors", tensors, about | {"step": "0"})
+    words = ["translate", str(path), str(photo), "--to", "painted", "--out", str(tmp_path / "out")]
+    assert main(words) == 0 and "Nothing is learned yet" in capsys.readouterr().out
+    (path / "model.safetensors").unlink()
+    RunFolder(path).write_status("failed", 0, "no images", 65)
+    assert main(words) == 2 and "no model so far: no images" in capsys.readouterr().err
+
+
+def test_titles_and_names_of_columns_fit():
+    cell = Image.new("RGB", (40, 40))
+    narrow = sheet(
+        [[cell, cell]], ["", "a very long name of a domain"], "mean styles of the domains"
+    )
+    assert narrow.width > 150
+    dark = [
+        x
+        for x in range(narrow.width)
+        if min(narrow.getpixel((x, y))[0] for y in range(30, 40)) < 150
+    ]
+    assert dark and max(dark) <= 4 + 12 + 2 * 44  # the column's right end
+    font = pictures.ImageFont.load_default(size=12)
+    assert pictures.readable("große Kätzchen 🐱", font).startswith(
+        "gro"
+    ) and "a" in pictures.readable("ä", font)
+    assert sheet([[cell]], title="große Kätzchen 🐱").width >= sheet([[cell]], title="g").width

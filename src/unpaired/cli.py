@@ -8,9 +8,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from unpaired.errors import DataProblem, OutOfMemory, Problem, StorageProblem
 
+REMEDIES = {  # for words that nobody asked for
+    "train": "; settings are written as key=value, such as train.steps=1000",
+    "translate": "; name one image, or a folder of images",
+}
 Command = Callable[[argparse.Namespace], int | None]
 
 
@@ -33,7 +38,7 @@ def train(args: argparse.Namespace) -> None:
         if changed := changes(load(saved), run):
             raise ConfigProblem(
                 f"--resume cannot change what the run is made of ({'; '.join(changed)}): start a new run from its "
-                f"networks by --init {args.resume}."
+                f"networks by --init {quote(str(args.resume))}."
             )
         folder = RunFolder(args.resume)
         done = max(folder.steps(), default=0)
@@ -485,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and (
         args.command not in ("train", "domains") or not all(is_setting(word) for word in rest)
     ):
-        p.error(f"unrecognized arguments: {' '.join(rest)}")
+        p.error(f"unrecognized arguments: {' '.join(rest)}{REMEDIES.get(args.command, '')}")
     if rest:
         args.settings += rest  # settings may stand anywhere in the line
     try:

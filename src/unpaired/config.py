@@ -342,8 +342,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "did you mean lr?", or the list to choose from."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, 1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}."
+    scores = sorted(((likeness(word, k), k) for k in known), key=lambda pair: -pair[0])
+    best = [k for score, k in scores if score == scores[0][0] >= 0.5]  # one, or equally near ones
+    return f"did you mean {best[0]}?" if len(best) == 1 else f"choose from {', '.join(known)}."
+
+
+def likeness(a: str, b: str) -> float:
+    """1 for words that differ in case alone, 0 for those without a letter in common."""
+    return difflib.SequenceMatcher(None, a.casefold(), b.casefold().rpartition(".")[2]).ratio()
 
 
 def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
@@ -352,9 +358,21 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
     faults = error.errors()
     fault = max(faults, key=lambda f: len(f["loc"]) if f["loc"][:2] == faults[0]["loc"][:2] else 0)
     location = [str(part) for part in fault["loc"]]
+    if location[:1] == ["optim"] and len(location) == 2 and location[1] in Optim.model_fields:
+        return f"optim.{location[1]}: say which network, or all: optim.default.{location[1]}."
     if fault["type"] == "extra_forbidden":
-        fields = fields_at(model, location[:-1])
-        return f"{'.'.join([*prefix, *location])}: there is no such key: {nearest(location[-1], fields)}"
+        *above, word = location
+        fields = [".".join([*prefix, *above, field]) for field in fields_at(model, above)]
+        if model is Run and not above:  # a setting without its section
+            sections: dict[str, type[BaseModel]] = {
+                "data": Data,
+                "train": Train,
+                "optim.default": Optim,
+            }
+            fields = [
+                f"{s}.{word}" for s, c in sections.items() if word in c.model_fields
+            ] or fields
+        return f"{'.'.join([*prefix, *location])}: there is no such key: {nearest(word, fields)}"
     steps = [
         part
         for part in location

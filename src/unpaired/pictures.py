@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,16 +40,20 @@ def sheet(
     heights = [max(image.height for image in row if image) for row in rows]
     across = max(len(row) for row in rows)
     size = max(10, min(16, width // 6))
-    font = ImageFont.load_default(size=size)
     line = int(size * 1.6)
     top = (line + 4 if title else 0) + (line if columns else 0) + GAP
     lefts = [GAP + i * (width + GAP) + (3 * GAP if i >= set_apart else 0) for i in range(across)]
-    page = Image.new("RGB", (lefts[-1] + width + GAP, top + sum(h + GAP for h in heights)), PAPER)
+    wide = lefts[-1] + width + GAP
+    if title:
+        heading = font_for(title, size + 2)
+        wide = max(wide, 2 * GAP + int(heading.getlength(readable(title, heading))) + 1)
+    page = Image.new("RGB", (wide, top + sum(h + GAP for h in heights)), PAPER)
     pen = ImageDraw.Draw(page)
     if title:
-        pen.text((GAP, 3), title, INK, ImageFont.load_default(size=size + 2))
+        pen.text((GAP, 3), readable(title, heading), INK, heading)
     for left, text in zip(lefts, columns, strict=False):
-        pen.text((left, top - line - 1), text, INK, font)
+        font = font_for(text, size)
+        pen.text((left, top - line - 1), fitted(readable(text, font), font, width), INK, font)
     for row, height in zip(rows, heights, strict=True):
         for left, image in zip(lefts, row, strict=False):
             if image:
@@ -55,10 +62,40 @@ def sheet(
     return page
 
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@lru_cache
+def font_for(text: str, size: int) -> Font:
+    """Pillow's own font, which has the letters of English; for others one of the system's, where there is one."""
+    for name in () if text.isascii() else ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf"):
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
+
+
+def readable(text: str, font: Font) -> str:
+    """`text`; in a font of English letters without accents, and with ? for what it lacks."""
+    if text.isascii() or isinstance(getattr(font, "path", None), str):  # of the system
+        return text
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(c if c.isascii() else "?" for c in plain)
+
+
+def fitted(text: str, font: Font, width: int) -> str:
+    """`text`, cut so that it does not run into the next column."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
 def label(text: str, size: tuple[int, int]) -> Image.Image:
     """A cell of a sheet with words in it."""
     cell = Image.new("RGB", size, PAPER)
-    font = ImageFont.load_default(size=max(10, min(16, size[0] // 6)))
+    font = font_for(text, max(10, min(16, size[0] // 6)))
+    text = readable(text, font)
     ImageDraw.Draw(cell).multiline_text((0, size[1] // 4), text, INK, font)
     return cell
 

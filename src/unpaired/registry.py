@@ -42,7 +42,7 @@ def find_method(name: str) -> type[Method]:
     from unpaired.method import Method
 
     if "." not in name and name not in method_names():
-        near = difflib.get_close_matches(name, method_names(), 1)
+        near = difflib.get_close_matches(name.casefold(), method_names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(method_names())}."
         raise ConfigProblem(f"method.name: there is no method '{name}': {hint}")
     if "." in name and "" not in sys.path:

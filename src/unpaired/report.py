@@ -21,6 +21,8 @@ from unpaired.data.batches import Pictures, middle, spread
 from unpaired.data.datasets import Dataset, open_dataset
 from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem
+from unpaired.metrics.evaluation import metrics_file, model_file
+from unpaired.metrics.features import sha256
 from unpaired.metrics.images import saved_run
 from unpaired.metrics.table import metric
 from unpaired.pictures import enlarged, label, sheet
@@ -45,7 +47,7 @@ def report(runs: Sequence[Path], out: Path) -> None:
             f"{escape(runs[0])} does not say where its images are, which the page shows: name a run folder first."
         )
     data = open_dataset(run.data, first.method.layout, run.train.seed)
-    parts = [WIDE, "<h1>Report</h1>", overview(models, folders), figures(models, folders)]
+    parts = [WIDE, "<h1>Report</h1>", overview(models, folders), figures(models, runs)]
     parts += ["<h2>Same inputs, same seeds</h2>", *samples(models, data)]
     parts += ["<h2>Curves</h2>"]
     for (name, _), folder in zip(models, folders, strict=True):
@@ -75,13 +77,17 @@ def overview(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFold
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def figures(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFolder]) -> str:
+def figures(models: Sequence[tuple[str, Translator]], runs: Sequence[Path]) -> str:
     """A table for each protocol, set of images and way to a style, the best of each metric in bold; runs are comparable
-    within one."""
+    within one. Figures of another model than the one that is there now are left out, and reported."""
     tables: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
-    for (name, _), folder in zip(models, folders, strict=True):
-        path = folder.path / "metrics.json"
+    stale = []
+    for (name, _), run in zip(models, runs, strict=True):
+        path = metrics_file(run)
         measured = json.loads(path.read_bytes()) if path.is_file() else {}
+        if measured and measured["model"]["sha256"] != sha256(model_file(run)):
+            stale.append(f"{name} (measured at step {measured['step']})")
+            measured = {}
         for way, rows in measured.get("means", {}).items():
             tables.setdefault((way, *conditions(measured)), {})[name] = rows["model"]
     parts = ["<h2>Figures</h2>"]
@@ -92,6 +98,10 @@ def figures(models: Sequence[tuple[str, Translator]], folders: Sequence[RunFolde
     if missing:
         parts.append(
             f"<p class=soft>Not measured: {html.escape(', '.join(missing))}; say <code>unpaired evaluate RUN</code></p>"
+        )
+    if stale:
+        parts.append(
+            f"<p class=soft>Trained on since they were measured: {html.escape(', '.join(stale))}</p>"
         )
     return "".join(parts)
 

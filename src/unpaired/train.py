@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -190,13 +191,14 @@ def fit(
             folder.start_fresh()
         elif not resume and folder.steps():
             raise ConfigProblem(
-                f"{folder.path} holds a run already: go on with it by --resume {folder.path}, choose another --out, or "
-                "begin anew by --fresh, which sets it aside."
+                f"{folder.path} holds a run already: go on with it by --resume {quote(str(folder.path))}, choose "
+                "another --out, or begin anew by --fresh, which sets it aside."
             )
         trainer = Trainer(run, folder, say)
-        lost, reached = 0, -1
+        lost, reached, begun = 0, -1, False
         try:
             trainer.begin(resume, init, allow_dataset_change)
+            begun = True
             while True:
                 try:
                     trainer.train(asked)
@@ -225,7 +227,8 @@ def fit(
             raise stop
         except Problem as problem:
             kind = "diverged" if isinstance(problem, Diverged) else "failed"
-            trainer.status(kind, str(problem), problem.exit_code)
+            if begun or not resume:  # what refuses to go on is what it was
+                trainer.status(kind, str(problem), problem.exit_code)
             raise
         except Exception as error:
             if not ran_out_of_memory(error):
@@ -400,7 +403,7 @@ class Trainer:
                 if asked and self.step < run.train.steps:
                     self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
                     self.say(
-                        f"Stopped at step {self.step}; go on with: unpaired train --resume {folder.path}"
+                        f"Stopped at step {self.step}; go on with: unpaired train --resume {quote(str(folder.path))}"
                     )
                     raise Stopped(128 + asked[0])
         self.export()

@@ -36,10 +36,22 @@ def translate_files(args: argparse.Namespace) -> int:
         raise ConfigProblem(
             "--interpolate says both styles by itself: leave --style-from and --component out."
         )
+    if args.run.is_file() and (args.images / "model.safetensors").is_file():
+        raise ConfigProblem(
+            "The run comes first, then the image: unpaired translate RUN IMAGE --to DOMAIN."
+        )
     translator = Translator.load(args.run)
+    if args.run.is_dir() and not translator.step:
+        say(
+            "Nothing is learned yet: this is the model of step 0, and training saves it anew each train.save_every."
+        )
     out = args.out or (args.run if args.run.is_dir() else args.run.parent) / "translations"
     everywhere = args.to == "all" and "all" not in translator.domains
     targets = translator.targets(args.source) if everywhere else [args.to]
+    if len(targets) == len(translator.domains) == 2 and translator.method.layout == "two_domains":
+        raise ConfigProblem(
+            f"--to all: say --source, the domain of the images: {' or '.join(targets)}."
+        )
     sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
     files = file_names(translator.domains)
     ways = {(to, k): request(translator, to, k, args) for to, k in sheets}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import unicodedata
 from collections.abc import Sequence
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -61,6 +63,9 @@ class Translator:
         path = Path(path)
         file = path / "model.safetensors" if path.is_dir() else path
         if not file.exists():
+            if (status := path / "status.json").is_file():
+                reason = json.loads(status.read_bytes()).get("reason") or "it has not saved yet"
+                raise ConfigProblem(f"The run in {escape(path)} holds no model so far: {reason}")
             raise ConfigProblem(
                 f"{escape(path)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`."
             )
@@ -117,6 +122,8 @@ class Translator:
         The first n styles of a seed are the same whatever `styles` says. A method without styles gives one image, as
         does one that knows each domain's mean style and has no random ones.
         """
+        if styles < 1:
+            raise ConfigProblem(f"styles={styles}: at least one is needed.")
         source_index, target = self.direction(to, source)
         codes = self.codes(target, source_index, styles, seed, style_from)
         return self.render(self.prepare(image, size), source_index, target, codes)
@@ -166,6 +173,8 @@ class Translator:
     @torch.inference_mode()
     def between(self, a: Style, b: Style, steps: int, target: int, source: int) -> Tensor:
         """The styles (steps, ...) on the straight line from `a` to `b`."""
+        if steps < 2:
+            raise ConfigProblem(f"steps={steps}: a line needs 2 at the least.")
         ends = [self.style(s, target, source) for s in (a, b)]
         points = torch.linspace(0, 1, steps).to(self.device)
         return torch.cat([torch.lerp(ends[0], ends[1], t) for t in points])
@@ -184,6 +193,10 @@ class Translator:
     def swept(self, style: Tensor, component: int, values: Sequence[float], target: int) -> Tensor:
         """A style (1, n) with its component at each of `values`: (len(values), n)."""
         n = style.shape[1]
+        if len(values) < 2 or not all(map(math.isfinite, values)) or values[0] == values[-1]:
+            raise ConfigProblem(
+                "--sweep LOW HIGH: give two different, finite numbers, and at least 2 --steps."
+            )
         if not 0 <= component < n:
             raise ConfigProblem(
                 f"--component {component}: a style of this model has {n} components, 0 to {n - 1}."
@@ -259,25 +272,34 @@ class Translator:
         ways = self.method.styles(source, target)
         if isinstance(style, Tensor):
             return style.to(self.device)
-        if isinstance(style, int):
+        if not ways & {"latent", "reference"}:
+            raise ConfigProblem(
+                f"{self.run.method.name} makes one result of an image: leave --style-from and --interpolate out."
+            )
+        if isinstance(style, Integral):
             if "latent" not in ways:
                 raise ConfigProblem(
                     f"{self.run.method.name} has no random styles: give reference images."
                 )
-            return random_styles(self.method, 1, target, style).to(self.device)
+            return random_styles(self.method, 1, target, int(style)).to(self.device)
         if "reference" not in ways:
             raise ConfigProblem(
                 f"{self.run.method.name} takes no reference image: leave --style-from out."
             )
+        assert not isinstance(style, int)  # which is Integral
         return self.encode_style(style, self.domains[target])
 
     def pixels(self, image: Picture) -> np.ndarray:
         """(H, W, C) uint8, upright, of the model's channels."""
         if isinstance(image, Image.Image):
             array = upright_rgb(image)
-        elif not isinstance(image, np.ndarray):
+        elif isinstance(image, str | PathLike):
             array = read_image(image)
-        elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        elif not isinstance(image, np.ndarray):
+            raise ConfigProblem(
+                f"An image is a path, a PIL image or an array (H, W, 3) uint8, not a {type(image).__name__}."
+            )
+        elif image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             array = image
         else:
             raise ConfigProblem(
@@ -373,7 +395,7 @@ def check_seed(seed: int) -> None:
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
     check_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     drawn = [method.sample_style(1, target, generator) for _ in range(n)]
     return torch.cat([s for s in drawn if s is not None])
 

@@ -125,7 +125,7 @@ def evaluate(
         "step": translator.step,
         "model": {
             "file": "model.safetensors" if folder else path.name,
-            "sha256": sha256(path / "model.safetensors" if folder else path),
+            "sha256": sha256(model_file(path)),
             "averaged": bool(config.train.ema),
         },
         "protocol": asdict(tools.protocol),
@@ -185,9 +185,8 @@ def evaluate(
     result["left out"] = tools.left_out
     result["columns"] = columns(result)
     result["seconds"] = round(time.monotonic() - begun, 1)
-    written = (folder.path if folder else path.parent) / "metrics.json"
     result = finite(result)
-    write_atomic(written, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    write_atomic(metrics_file(path), json.dumps(result, indent=1, ensure_ascii=False).encode())
     if folder:
         page.write(folder, saved_run(config, folder), translator.step, alive=False)
     return result
@@ -207,9 +206,18 @@ def evaluate_run(args: argparse.Namespace) -> None:
     )
     for line in told(result):
         say(line)
-    folder = args.run if args.run.is_dir() else args.run.parent
-    on_page = f", and on the page {folder / 'index.html'}" if args.run.is_dir() else ""
-    say(f"Written: {folder / 'metrics.json'}{on_page}")
+    on_page = f", and on the page {args.run / 'index.html'}" if args.run.is_dir() else ""
+    say(f"Written: {metrics_file(args.run)}{on_page}")
+
+
+def model_file(run: Path) -> Path:
+    """The model of a run folder, or a model file itself."""
+    return run / "model.safetensors" if run.is_dir() else run
+
+
+def metrics_file(run: Path) -> Path:
+    """Where the figures of a run folder or a model file are."""
+    return run / "metrics.json" if run.is_dir() else run.with_suffix(".metrics.json")
 
 
 def root_name(root: str | tuple[str, ...] | None) -> str | list[str]:
