@@ -125,7 +125,7 @@ class BicycleGAN(Method):
         half, odd = divmod(len(batch["x_1"]), 2)
         if odd:
             raise ConfigProblem(
-                "bicyclegan plays with halves of a batch: set data.batch to an even number."
+                "bicyclegan plays with halves of a batch: set data.batch=2 or another even number."
             )
         A, A_2 = batch["x_1"].split(half)
         B, B_2 = batch["x_2"].split(half)
