@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 from test_evaluate import write_images
 
-from unpaired import report, train
+from unpaired import checkpoint, report, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.metrics.features import sha256
@@ -139,3 +139,21 @@ def test_images_that_were_held_out_are_shown_where_there_are_any():
     assert "test images" in of(train=9, val=2, test=3)
     assert "validation images" in of(train=9, val=2)
     assert "trained on" in of(train=9)
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(runs, tmp_path, monkeypatch, capsys):
+    assert main(["report", str(runs / "munit"), "--out", str(tmp_path)]) == 73  # a folder
+    assert "cannot be written" in capsys.readouterr().err
+    closed = lambda path, mode: False  # noqa: E731  # root may write everywhere
+    monkeypatch.setattr(checkpoint.os, "access", closed)
+    for words in (
+        ["report", str(runs / "munit"), "--out", str(tmp_path / "x.html")],
+        ["evaluate", str(runs / "munit")],
+    ):
+        assert main(words) == 73
+        said = capsys.readouterr()
+        assert (
+            "cannot be written" in said.err
+            and said.err.count("\n") == 1
+            and "Measured" not in said.out
+        )

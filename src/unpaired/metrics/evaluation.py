@@ -21,7 +21,7 @@ from torch import Tensor
 
 import unpaired
 from unpaired import page
-from unpaired.checkpoint import RunFolder, write_atomic
+from unpaired.checkpoint import RunFolder, check_writable, write_atomic
 from unpaired.config import nearest
 from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem, Problem
@@ -89,6 +89,7 @@ def evaluate(
     translator = Translator.load(run)
     path = Path(run)
     folder = RunFolder(path) if path.is_dir() else None
+    check_writable(metrics_file(path))
     method, config = translator.method, translator.run
     share = PROTOCOLS[protocol].share(count_directions(method, PROTOCOLS[protocol]))
     tools = Tools(PROTOCOLS[protocol].scaled(share), seed, translator.device, say)
