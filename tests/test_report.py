@@ -1,6 +1,7 @@
 """The page that compares runs: of other methods and sizes, alone on disk, the best in bold."""
 
 import json
+import os
 import re
 import shutil
 
@@ -10,7 +11,7 @@ import tiny
 from PIL import Image
 from test_evaluate import write_images
 
-from unpaired import checkpoint, report, train
+from unpaired import report, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.metrics.features import sha256
@@ -145,7 +146,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(runs, tmp_path, monke
     assert main(["report", str(runs / "munit"), "--out", str(tmp_path)]) == 73  # a folder
     assert "cannot be written" in capsys.readouterr().err
     closed = lambda path, mode: False  # noqa: E731  # root may write everywhere
-    monkeypatch.setattr(checkpoint.os, "access", closed)
+    monkeypatch.setattr(os, "access", closed)
     for words in (
         ["report", str(runs / "munit"), "--out", str(tmp_path / "x.html")],
         ["evaluate", str(runs / "munit")],

@@ -446,14 +446,6 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     _write_atomic(Path(path), [data], len(data))
 
 
-def check_writable(path: Path) -> None:
-    """Raises `NotWritable` before long work whose result could not be written to `path`."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise NotWritable(
-            f"{path} cannot be written: change the permissions of its folder, or name another"
-        )
-
-
 def save_model(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:

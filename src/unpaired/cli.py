@@ -71,19 +71,6 @@ def is_setting(word: str) -> bool:
     return "=" in word and not os.path.exists(word)  # also where a name is too long to be one
 
 
-def placed(path: Path) -> Path:
-    """A file to be written, in a folder that is made where it is missing."""
-    from unpaired.errors import NotWritable
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotWritable(
-            f"The folder {path.parent} cannot be made ({error.strerror}): name another file."
-        ) from None
-    return path
-
-
 def saved_config(run: Path) -> Path:
     from unpaired.errors import ConfigProblem
 
@@ -152,6 +139,7 @@ def domains(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
+    from unpaired.data.intake import placed
     from unpaired.report import report
 
     report(args.runs, placed(args.out))
@@ -196,6 +184,7 @@ def methods(args: argparse.Namespace) -> None:
 def convert(args: argparse.Namespace) -> None:
     from unpaired import official
     from unpaired.checkpoint import save_model
+    from unpaired.data.intake import placed
 
     save_model(
         placed(args.output),
@@ -211,6 +200,7 @@ def import_official(args: argparse.Namespace) -> None:
     from unpaired import official
     from unpaired.checkpoint import save_model
     from unpaired.config import load
+    from unpaired.data.intake import placed
     from unpaired.errors import ConfigProblem
     from unpaired.translator import metadata
 

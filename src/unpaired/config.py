@@ -342,8 +342,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "did you mean lr?", or the list to choose from."""
     known = list(known)
-    scores = sorted(((likeness(word, k), k) for k in known), key=lambda pair: -pair[0])
-    best = [k for score, k in scores if score == scores[0][0] >= 0.5]  # one, or equally near ones
+    scores = {k: likeness(word, k) for k in known}
+    best = [
+        k for k in known if scores[k] == max(scores.values()) >= 0.5
+    ]  # one, or equally near ones
     return f"did you mean {best[0]}?" if len(best) == 1 else f"choose from {', '.join(known)}."
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from unpaired.data.folders import images_below
-from unpaired.data.intake import BadImage, escape, examine, write_png
-from unpaired.errors import ConfigProblem, DataProblem, NotWritable
+from unpaired.data.intake import BadImage, escape, examine, placed, write_png
+from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.pictures import enlarged, sheet, stack, to_images
 from unpaired.progress import say
 from unpaired.translator import Style, Translator, file_names, linspace, room
@@ -69,7 +69,7 @@ def translate_files(args: argparse.Namespace) -> int:
             for (name, _), shown in zip(group, to_images(x), strict=True):
                 outputs, pictures = pictures[:each], pictures[each:]
                 for i, output in enumerate(outputs):
-                    write(out / f"{name}-{which}-{i:02d}.png", output)
+                    write_png(placed(out / f"{name}-{which}-{i:02d}.png"), np.asarray(output))
                 if len(rows) < SHEET_ROWS:
                     rows.append([enlarged(shown), *map(enlarged, outputs)])
         done += len(group)
@@ -82,7 +82,8 @@ def translate_files(args: argparse.Namespace) -> int:
             if of == to
         ]
         written = out / f"sheet-{files[to]}{way(args.component, args)}.png"
-        write(written, stack(pages) if len(pages) > 1 else pages[0])
+        page = stack(pages) if len(pages) > 1 else pages[0]
+        write_png(placed(written), np.asarray(page))
         say(
             f"{done} image{'s' * (done > 1)} to {to}, {len(pages) * each} each; "
             f"{'all' if done <= SHEET_ROWS else f'the first {SHEET_ROWS}'} on one sheet: {written}"
@@ -212,13 +213,3 @@ def style(word: str) -> Style:
             f"--interpolate: {escape(word)} is neither a seed nor an image that exists."
         )
     return Path(word)
-
-
-def write(path: Path, image: Image.Image) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotWritable(
-            f"The folder {escape(path.parent)} cannot be made ({error.strerror}): name another by --out."
-        ) from None
-    write_png(path, np.asarray(image))

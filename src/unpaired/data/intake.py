@@ -37,7 +37,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from unpaired.errors import DataProblem, StorageProblem
+from unpaired.errors import DataProblem, NotWritable, StorageProblem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_CHUNKS = 65_536  # of a PNG; 40 MP in chunks of 8 KB is a quarter of it
@@ -494,6 +494,22 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     x = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last
     y = interpolate(x, size=tuple(size), mode="bicubic", antialias=True)
     return np.ascontiguousarray(y[0].permute(1, 2, 0).numpy())
+
+
+def placed(path: Path) -> Path:
+    """A file that can be written, in a folder that is made where it is missing. Raises `NotWritable`."""
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritable(
+            f"The folder {escape(folder)} cannot be made ({error.strerror}): name another place, by --out or as the file."
+        ) from None
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise NotWritable(
+            f"{escape(path)} cannot be written: change the permissions of its folder, or name another."
+        )
+    return path
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import unpaired
 from unpaired import page
-from unpaired.checkpoint import RunFolder, check_writable, write_atomic
+from unpaired.checkpoint import RunFolder, write_atomic
 from unpaired.config import nearest
-from unpaired.data.intake import escape
+from unpaired.data.intake import escape, placed
 from unpaired.errors import ConfigProblem, Problem
 from unpaired.method import Method
 from unpaired.metrics import scenes
@@ -89,7 +89,7 @@ def evaluate(
     translator = Translator.load(run)
     path = Path(run)
     folder = RunFolder(path) if path.is_dir() else None
-    check_writable(metrics_file(path))
+    written = placed(metrics_file(path))  # before long work
     method, config = translator.method, translator.run
     share = PROTOCOLS[protocol].share(count_directions(method, PROTOCOLS[protocol]))
     tools = Tools(PROTOCOLS[protocol].scaled(share), seed, translator.device, say)
@@ -187,7 +187,7 @@ def evaluate(
     result["columns"] = columns(result)
     result["seconds"] = round(time.monotonic() - begun, 1)
     result = finite(result)
-    write_atomic(metrics_file(path), json.dumps(result, indent=1, ensure_ascii=False).encode())
+    write_atomic(written, json.dumps(result, indent=1, ensure_ascii=False).encode())
     if folder:
         page.write(folder, saved_run(config, folder), translator.step, alive=False)
     return result
