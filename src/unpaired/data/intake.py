@@ -503,7 +503,7 @@ def placed(path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise NotWritable(
-            f"The folder {escape(folder)} cannot be made ({error.strerror}): name another place, by --out or as the file."
+            f"The folder {escape(folder)} cannot be made ({error.strerror}): name another, by --out or as the file."
         ) from None
     if path.is_dir() or not os.access(folder, os.W_OK):
         raise NotWritable(
