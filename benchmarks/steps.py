@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unpaired.config import Run, load
+from unpaired.heap import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed, set_malloc
 from unpaired.method import Step
 from unpaired.train import build_optimizers, prepare, train_step
 
@@ -153,6 +154,10 @@ PLAIN = {
 }
 
 
+# glibc's, where its thresholds come to by themselves: Plain and Ours take turns in one process
+DEFAULTS = {MMAP_MAX: 2**16, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
+
+
 class Plain:
     """A plain step. On a GPU with cuDNN's search for the fastest convolutions, as the official codes have it."""
 
@@ -165,6 +170,7 @@ class Plain:
         self.batch, self.draws = batch(run), Draws()
 
     def step(self, draws: Any = None) -> None:
+        set_malloc(DEFAULTS)
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         self.method.step(self.batch, draws or self.draws)
         torch.backends.cudnn.benchmark = before
@@ -198,6 +204,8 @@ class Ours:
         return fabric
 
     def step(self, draws: Step | None = None, fabric: Fabric | None = None) -> None:
+        if device() == "cpu":  # as the trainer does
+            keep_freed()
         n = self.run.train.accumulate
         steps = [
             draws or Step(int(FRACTION * 1_000_000) + self.index, 1_000_000, microbatch=m)

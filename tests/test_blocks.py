@@ -12,6 +12,7 @@ from unpaired.losses import l1
 from unpaired.networks import blocks, memory
 from unpaired.networks.blocks import (
     Conv,
+    ConvToFew,
     Residual,
     UpConv,
     down_conv,
@@ -48,6 +49,23 @@ def test_up_conv_is_upsampling_then_a_convolution(k, size, biased):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("k, padding", [(7, 0), (7, 3), (3, 2), (4, 1)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_convolution_to_few_channels_is_a_convolution(k, padding, biased):
+    torch.manual_seed(0)
+    conv = ConvToFew(5, 3, k, padding=padding, bias=biased).double()
+    x = torch.randn(2, 5, 9, 8, dtype=torch.float64, requires_grad=True)
+    found, expected = conv(x), F.conv2d(x, conv.weight, conv.bias, padding=padding)
+    assert torch.equal(found, expected)
+    direction, inputs = torch.randn_like(expected), [x, *conv.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, direction),
+        torch.autograd.grad(expected, inputs, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (16, 6)])
@@ -272,12 +290,14 @@ def test_gradients_stay_channels_last(dtype):
     x = torch.randn(2, 8, 16, 16).to(dtype).contiguous(**last).requires_grad_()
     weight = torch.randn(4, 8, 5, 5).to(dtype).contiguous(**last)
     three = torch.nn.Conv2d(8, 4, 3, padding=1).to(dtype=dtype, **last)
+    few = ConvToFew(8, 3, 7).to(dtype=dtype, **last)
     target = torch.zeros_like(x)
     losses = {
         "l1": lambda: l1(x, target),
         "up": lambda: up_conv(x, weight, None).square().sum(),
         "up, zeros": lambda: up_conv_zeros(x, three).square().sum(),
         "down": lambda: down_conv(x, three).square().sum(),
+        "to few": lambda: few(x).square().sum(),
         "adain": lambda: adain(x, *torch.ones(2, 2, 8)).square().sum(),
         "layer norm": lambda: LayerNorm(8)(x, slope=0.2).square().sum(),
     }

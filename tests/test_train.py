@@ -1,5 +1,6 @@
 """Training: resuming is exact, signals save, bad numbers are skipped, requests that cannot be served are refused."""
 
+import copy
 import hashlib
 import json
 import math
@@ -381,3 +382,28 @@ def test_averages_follow_faster_at_first(tmp_path, monkeypatch, ema, decays):
     monkeypatch.setattr(MUNIT, "update_averages", lambda self, decay: seen.append(decay))
     fit(tiny.run("munit", f"train.ema={ema}", steps=3), tmp_path)
     assert seen == pytest.approx(decays)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_takes_channels_last_weights_as_they_lie(dtype):
+    """The same steps as torch's plain one, moments in the shape of the weights, and no weight is copied."""
+    last = {"memory_format": torch.channels_last}
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 6, 3), torch.nn.ConvTranspose2d(6, 4, 3))
+    net.to(dtype=dtype, **last)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    ours = train.optimizer(load(None, [], method={"name": "munit"}).optimizer("G_1"), net)
+    theirs = torch.optim.Adam(plain.parameters(), **{k: ours.defaults[k] for k in ("lr", "betas")})
+    theirs.param_groups[0]["weight_decay"] = ours.param_groups[0]["weight_decay"]
+    for _ in range(3):
+        for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+            q.grad = torch.randn_like(q)
+            p.grad = q.grad.contiguous(**last) if p.dim() == 4 else q.grad.clone()
+        with torch.profiler.profile() as trace:
+            ours.step()
+        theirs.step()
+    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+        assert ours.state[p]["exp_avg"].shape == p.shape
+        assert ours.state[p]["exp_avg"].stride() == p.stride()
+    assert "aten::clone" not in {e.key for e in trace.key_averages()}

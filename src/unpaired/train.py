@@ -46,6 +46,7 @@ from unpaired.errors import (
     Problem,
     StorageProblem,
 )
+from unpaired.heap import keep_freed
 from unpaired.method import Batch, Method, Step
 from unpaired.metrics.table import METRICS
 from unpaired.metrics.validation import quick_validation
@@ -164,10 +165,20 @@ def learning(method: Method) -> dict[str, torch.nn.Module]:
 
 def optimizer(o: Optim, net: torch.nn.Module) -> torch.optim.Optimizer:
     params = list(net.parameters())
-    fused = {"fused": True} if params[0].dtype is torch.float32 else {}
     if o.kind == "rmsprop":
         return torch.optim.RMSprop(params, o.lr, weight_decay=o.weight_decay)
-    return torch.optim.Adam(params, o.lr, o.betas, weight_decay=o.weight_decay, **fused)
+    fused = params[0].dtype is torch.float32 or None
+    return ChannelsLastAdam(params, o.lr, o.betas, weight_decay=o.weight_decay, fused=fused)
+
+
+class ChannelsLastAdam(torch.optim.Adam):
+    """Adam that takes channels-last weights in the order of memory: a fused step copies each to and fro otherwise."""
+
+    def _init_group(self, group: Any, *lists: list[Tensor]) -> bool:
+        complex_numbers = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [t.permute(0, 2, 3, 1) if t.dim() == 4 else t for t in tensors]
+        return complex_numbers
 
 
 def fit(
@@ -295,6 +306,8 @@ class Trainer:
         precision: Any = run.precision(torch.device(accelerator))
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         say(f"Training on {accelerator}, {precision}.")
+        if accelerator == "cpu":
+            keep_freed()
         self.fabric.launch()
         if accelerator == "cpu" and run.preset == "paper" and run.method_class().presets:
             say(

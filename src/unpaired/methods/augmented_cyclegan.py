@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
-from unpaired.networks.blocks import gaussian, reflect, reflected
+from unpaired.networks.blocks import ConvToFew, gaussian, reflect, reflected
 from unpaired.networks.memory import without
 from unpaired.networks.norms import InstanceNorm, adain
 
@@ -261,7 +261,7 @@ class Generator(nn.Module):
         )
         self.norms = nn.ModuleList(norm(c * dim) for c in (1, 2, 4, 2, 1))
         self.residuals = nn.ModuleList(Block(4 * dim, within) for _ in range(residuals))
-        self.rgb = nn.Conv2d(dim, channels, 7, padding=3)
+        self.rgb = ConvToFew(dim, channels, 7, padding=3)
         gaussian(self)
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:

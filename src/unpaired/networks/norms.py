@@ -33,10 +33,6 @@ def adain(
         variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         y = (wide - mean) * (variance + eps).rsqrt() * k + b
         return (y if slope is None else F.leaky_relu(y, slope)).to(x.dtype)
-    if fused(x) and not torch.is_grad_enabled():
-        return activated(
-            in_turn(x, widened(scale), widened(shift), None, None, True, 0.0, eps), slope
-        )
     return remade_by_its_node(Standardise.apply(x, shift, scale, eps, slope))
 
 
@@ -46,8 +42,11 @@ def remade_by_its_node(y: Tensor) -> Tensor:
 
 
 def again(ctx: Any) -> Tensor:
-    x, k, b = ctx.saved_tensors[:3]
-    return apart(activated(scaled(x, k, b), ctx.slope).to(x.dtype), k.shape)
+    """Kept from then on for the node's own backward pass, which comes next."""
+    if ctx.y is None:
+        x, k, b = ctx.saved_tensors[:3]
+        ctx.y = apart(activated(scaled(x, k, b), ctx.slope).to(x.dtype), k.shape)
+    return ctx.y
 
 
 def activated(y: Tensor, slope: float | None) -> Tensor:
@@ -55,11 +54,14 @@ def activated(y: Tensor, slope: float | None) -> Tensor:
     return y if slope is None else F.leaky_relu_(y, slope)
 
 
-def before(g: Tensor, x: Tensor, k: Tensor, b: Tensor, slope: float | None) -> Tensor:
-    """The gradient before the activation."""
-    if slope is None:
-        return g
-    return torch.ops.aten.leaky_relu_backward(g, scaled(x, k, b), slope, False)
+def before(ctx: Any, g: Tensor, x: Tensor, k: Tensor, b: Tensor) -> Tensor:
+    """The gradient before the activation, laid out as `x`, the map that `ctx` keeps."""
+    y, ctx.y = ctx.y, None
+    if ctx.slope is None:
+        return joined(g)
+    if y is not None:  # its sign is that of what was activated
+        return joined(torch.ops.aten.leaky_relu_backward(g, y, ctx.slope, True))
+    return torch.ops.aten.leaky_relu_backward(joined(g), scaled(x, k, b), ctx.slope, False)
 
 
 class Standardise(torch.autograd.Function):
@@ -69,10 +71,8 @@ class Standardise(torch.autograd.Function):
     ) -> Tensor:
         shape, shift, scale = x.shape[:2], widened(shift), widened(scale)
         if fused(x):
-            x = beside(x)
-            rows = (scale.flatten(), shift.flatten(), None, None)
-            y, *found = torch.native_batch_norm(x, *rows, True, 0.0, eps)
-            mean, r = (v.view(shape) for v in found)
+            x = joined(x)
+            y, mean, r = batch_norm(x, scale, shift, None, None, True, 0.0, eps)
         else:
             wide = widened(x)
             mean = wide.mean((2, 3))
@@ -80,23 +80,20 @@ class Standardise(torch.autograd.Function):
             r = (square + eps).rsqrt_()  # 1 / std
         k = scale * r
         b = shift - mean * k
-        y = apart(y, shape) if fused(x) else scaled(x, k, b)
+        y = y if fused(x) else scaled(x, k, b)
         ctx.save_for_backward(x, k, b, mean, r, scale)
-        ctx.slope = slope
-        return activated(y, slope).to(x.dtype)
+        ctx.slope, ctx.y = slope, None
+        return apart(activated(y, slope).to(x.dtype), shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, k, b, mean, r, scale = ctx.saved_tensors
+        g = before(ctx, g, x, k, b)
         if fused(x):
-            g = before(beside(g), x, k, b, ctx.slope)
-            rows = (scale.flatten(), None, None, mean.flatten(), r.flatten())
-            g_x, g_scale, g_shift = torch.ops.aten.native_batch_norm_backward(
-                g, x, *rows, True, 0.0, [True, True, True]
-            )
-            return apart(g_x, k.shape), g_shift.view_as(k), g_scale.view_as(k), None, None
-        x, g = widened(x), before(widened(g), x, k, b, ctx.slope)
+            g_x, g_scale, g_shift = batch_norm_backward(g, x, scale, mean, r, [True, True, True])
+            return apart(g_x, k.shape), g_shift, g_scale, None, None
+        x, g = widened(x), widened(g)
         g_shift = g.mean((2, 3))
         g_scale = ((g * x).mean((2, 3)) - mean * g_shift) * r
         a = -k * r * g_scale
@@ -138,11 +135,6 @@ class LayerNorm(nn.Module):
             variance, mean = torch.var_mean(wide, (1, 2, 3), keepdim=True)
             y = (wide - mean) / (variance.sqrt() + self.eps) * gamma + beta
             return (y if slope is None else F.leaky_relu(y, slope)).to(x.dtype)
-        if fused(x) and not torch.is_grad_enabled():
-            x = x.contiguous(memory_format=torch.channels_last)
-            *_, k, b = layer_statistics(x, self.beta, self.gamma, self.eps)
-            rest = torch.zeros_like(self.beta), torch.ones_like(self.beta), False, 0.0, 0.0
-            return activated(in_turn(x, k, b, *rest), slope)
         return remade_by_its_node(StandardiseLayer.apply(x, self.beta, self.gamma, self.eps, slope))
 
 
@@ -156,25 +148,23 @@ class StandardiseLayer(torch.autograd.Function):
         if fused(x):
             x = x.contiguous(memory_format=torch.channels_last)
         mean, std, q, k, shift = layer_statistics(x, beta, gamma, eps)
-        x = beside(x) if fused(x) else x
+        x = joined(x)
         ctx.save_for_backward(x, k, shift, mean, std, q)
-        ctx.slope = slope
+        ctx.slope, ctx.y = slope, None
         return apart(activated(scaled(x, k, shift), slope).to(x.dtype), k.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, k, shift, mean, std, q = ctx.saved_tensors
-        n = g[0].numel()
+        x, k, b, mean, std, q = ctx.saved_tensors
+        n, g = g[0].numel(), before(ctx, g, x, k, b)
         if fused(x):
-            g = before(beside(g), x, k, shift, ctx.slope)
-            one, middle = torch.ones(k.numel()), mean.expand_as(k).flatten()
-            _, products, sums = torch.ops.aten.native_batch_norm_backward(
-                g, x, one, None, None, middle, one, True, 0.0, [False, True, True]
+            one = torch.ones_like(k)
+            _, products, sums = batch_norm_backward(
+                g, x, one, mean.expand_as(k), one, [False, True, True]
             )
-            products, sums = products.view_as(k), sums.view_as(k)
         else:
-            x, g = widened(x), before(widened(g), x, k, shift, ctx.slope)
+            x, g = widened(x), widened(g)
             sums = g.sum((2, 3))
             products = (g * x).sum((2, 3)) - mean * sums
         inner = (k * products).sum(1, keepdim=True)
@@ -205,25 +195,26 @@ def layer_statistics(x: Tensor, beta: Tensor, gamma: Tensor, eps: float) -> tupl
     return mean, std, q, k, beta - mean * k
 
 
-def in_turn(x: Tensor, k: Tensor, b: Tensor, *rest: Any) -> Tensor:
-    """Torch's batch norm of each sample by its own k and b (B, C): without laying them side by side, which copies."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    y, spare = torch.empty_like(x), (k.new_empty(x.shape[1]), k.new_empty(x.shape[1]))
-    for i in range(len(x)):
-        torch.native_batch_norm(x[i : i + 1], k[i], b[i], *rest, out=(y[i : i + 1], *spare))
-    return y
-
-
 def fused(x: Tensor) -> bool:
     """Whether torch's kernels of batch norm are faster."""
     return x.is_cpu and x.dtype is torch.bfloat16
 
 
-def beside(x: Tensor) -> Tensor:
-    """The channels of all samples side by side: (B, C, H, W) -> (1, B C, H, W), channels last."""
+def joined(x: Tensor) -> Tensor:
+    """What `fused` kernels are given, channels last: small samples side by side, as one; all else as it is.
+
+    Side by side: the channels of all samples, (B, C, H, W) -> (1, B C, H, W). It is a copy, which large samples are
+    spared: they are normalised in turn.
+    """
+    if not fused(x):
+        return x
     b, c, h, w = x.shape
-    y = x.permute(2, 3, 0, 1).reshape(1, h, w, b * c).permute(0, 3, 1, 2)
-    return y.contiguous(memory_format=torch.channels_last)
+    if b > 1 and x[0].nbytes < TURN:
+        x = x.permute(2, 3, 0, 1).reshape(1, h, w, b * c).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+TURN = 2**18  # bytes of a sample
 
 
 def apart(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -234,13 +225,46 @@ def apart(x: Tensor, shape: Sequence[int]) -> Tensor:
     return y.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
+def batch_norm(x: Tensor, k: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Torch's, of what is `joined`, with k and b (B, C); the statistics as these, where it makes them."""
+    if len(x) == 1:
+        y, *found = torch.native_batch_norm(x, k.flatten(), b.flatten(), *rest)
+        mean, r = (v.view(-1, k.shape[1]) for v in found)
+        return y, mean, r
+    k, b = k.contiguous(), b.contiguous()  # else torch takes a path several times as slow
+    y, mean, r = torch.empty_like(x), torch.empty_like(k), torch.empty_like(k)
+    for i in range(len(x)):
+        out = y[i : i + 1], mean[i], r[i]
+        torch.native_batch_norm(x[i : i + 1], k[i], b[i], *rest, out=out)
+    return y, mean, r
+
+
+def batch_norm_backward(
+    g: Tensor, x: Tensor, k: Tensor, mean: Tensor, r: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the map, k and b, those that are wanted; g and x are `joined`, the rest (B, C)."""
+
+    def one(g: Tensor, x: Tensor, k: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.aten.native_batch_norm_backward(
+            g, x, k, None, None, mean, r, True, 0.0, wanted
+        )
+
+    if len(x) == 1:
+        g_x, g_k, g_b = one(g, x, *(v.flatten() for v in (k, mean, r)))
+        return g_x, g_k.view_as(k), g_b.view_as(k)
+    parts = zip(g.split(1), x.split(1), k, mean, r, strict=True)
+    maps, *rows = zip(*(one(*part) for part in parts), strict=True)
+    g_k, g_b = map(torch.stack, rows)
+    return torch.cat(maps) if wanted[0] else maps[0], g_k, g_b
+
+
 def scaled(x: Tensor, k: Tensor, b: Tensor) -> Tensor:
-    """k * x + b for each sample and channel, k and b (B, C)."""
+    """k * x + b for each sample and channel, k and b (B, C); `fused` maps are `joined`."""
     if not fused(x):
         return torch.addcmul(b[:, :, None, None], widened(x), k[:, :, None, None])
-    k, b = k.flatten(), b.flatten()
-    zero, one = torch.zeros_like(k), torch.ones_like(k)
-    return torch.native_batch_norm(x, k, b, zero, one, False, 0.0, 0.0)[0]
+    channels = x.shape[1]
+    zero, one = k.new_zeros(channels), k.new_ones(channels)
+    return batch_norm(x, k, b, zero, one, False, 0.0, 0.0)[0]
 
 
 def widened(x: Tensor) -> Tensor:
