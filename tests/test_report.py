@@ -58,6 +58,17 @@ def test_one_page_of_two_methods(runs, tmp_path, capsys):
     assert text.count("nearest training images") == 8
 
 
+def test_images_that_have_moved_can_be_named(runs, tmp_path, capsys):
+    shutil.copytree(runs / "munit", tmp_path / "run")
+    settings = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(settings.replace(str(runs), "/nowhere"))
+    line = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]
+    assert main(line) == 2
+    assert "--data" in capsys.readouterr().err
+    assert main([*line, "--data", str(runs / "images")]) == 0
+    assert "outline to painted" in (tmp_path / "report.html").read_text()
+
+
 def test_figures_on_other_images_are_not_compared(runs):
     folders = [runs / name for name in ("munit", "cyclegan")]
     models = [(folder.name, None) for folder in folders]

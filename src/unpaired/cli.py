@@ -142,7 +142,7 @@ def report(args: argparse.Namespace) -> None:
     from unpaired.data.intake import placed
     from unpaired.report import report
 
-    report(args.runs, placed(args.out))
+    report(args.runs, placed(args.out), args.data or ())
     print(f"Written: {args.out}")
 
 
@@ -330,6 +330,12 @@ def parser() -> argparse.ArgumentParser:
 
     c = command(commands, "report", report, "compare runs on one page")
     c.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    c.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DIR",
+        help="other images, with the domains of the first run",
+    )
     c.add_argument(
         "--out",
         type=Path,

@@ -18,12 +18,11 @@ from torch import Tensor
 from unpaired import page
 from unpaired.checkpoint import RunFolder, write_atomic
 from unpaired.data.batches import Pictures, middle, spread
-from unpaired.data.datasets import Dataset, open_dataset
-from unpaired.data.intake import escape
+from unpaired.data.datasets import Dataset
 from unpaired.errors import ConfigProblem
 from unpaired.metrics.evaluation import metrics_file, model_file
 from unpaired.metrics.features import sha256
-from unpaired.metrics.images import saved_run
+from unpaired.metrics.images import open_images
 from unpaired.metrics.table import metric
 from unpaired.pictures import enlarged, label, sheet
 from unpaired.translator import Translator
@@ -37,18 +36,15 @@ WIDE = (
 MOST = 2000  # training images that are looked through
 
 
-def report(runs: Sequence[Path], out: Path) -> None:
-    """Writes the page of `runs`. Inputs are held-out images of the first run's data, random styles those of seed 0."""
+def report(runs: Sequence[Path], out: Path, data: Sequence[str] = ()) -> None:
+    """Writes the page of `runs`. Inputs are held-out images of the first run's data, or of `data`; random styles those
+    of seed 0."""
     models = [(name, Translator.load(path)) for name, path in zip(named(runs), runs, strict=True)]
     folders = [RunFolder(path if path.is_dir() else path.parent) for path in runs]
-    first, run = models[0][1], saved_run(models[0][1].run, folders[0])
-    if run is first.run and run.data.root != "scenes":
-        raise ConfigProblem(
-            f"{escape(runs[0])} does not say where its images are, which the page shows: name a run folder first."
-        )
-    data = open_dataset(run.data, first.method.layout, run.train.seed)
+    first = models[0][1]
+    _, images = open_images(first.run, folders[0], first.domains, data)
     parts = [WIDE, "<h1>Report</h1>", overview(models, folders), figures(models, runs)]
-    parts += ["<h2>Same inputs, same seeds</h2>", *samples(models, data)]
+    parts += ["<h2>Same inputs, same seeds</h2>", *samples(models, images)]
     parts += ["<h2>Curves</h2>"]
     for (name, _), folder in zip(models, folders, strict=True):
         records = folder.read_log()

@@ -156,6 +156,12 @@ def open_images(
         raise ConfigProblem(
             "A model file does not say where its images are: say --data DIR, or name the run folder."
         )
+    elif settings.root != "scenes":
+        roots = (settings.root,) if isinstance(settings.root, str) else settings.root or ()
+        if gone := [root for root in roots if not Path(root).exists()]:
+            raise ConfigProblem(
+                f"{escape(gone[0])}, where the run had its images, does not exist: say --data DIR."
+            )
     layout = run.method_class().layout
     unlabelled = layout == "unlabelled"
     wanted = settings.domains if unlabelled else tuple(domains)
