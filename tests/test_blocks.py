@@ -1,6 +1,7 @@
 """The pieces of networks, against what they stand for."""
 
 import copy
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from unpaired.losses import l1
+from unpaired.losses import l1, r1
 from unpaired.networks import blocks, memory
 from unpaired.networks.blocks import (
     Conv,
@@ -21,8 +22,15 @@ from unpaired.networks.blocks import (
     up_conv_zeros,
 )
 from unpaired.networks.memory import padded
-from unpaired.networks.norms import InstanceNorm, LayerNorm, StandardiseLayer, adain
+from unpaired.networks.norms import (
+    FilterResponseNorm,
+    InstanceNorm,
+    LayerNorm,
+    StandardiseLayer,
+    adain,
+)
 from unpaired.networks.patch import MultiScale
+from unpaired.networks.twice import Twice
 
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (8, 24), (24, 25), (31, 40)])
@@ -304,3 +312,65 @@ def test_gradients_stay_channels_last(dtype):
     for name, loss in losses.items():
         (g,) = torch.autograd.grad(loss(), x)
         assert g.is_contiguous(**last), name
+
+
+def penalty_gradients(D, x, twice):
+    """Of a penalty and a loss of scores: by D's weights."""
+    with Twice() if twice else nullcontext():
+        scores = D(x)
+        loss = scores.square().mean() + (r1(scores, x) if twice else plain_r1(scores, x))
+    return loss, torch.autograd.grad(loss, list(D.parameters()))
+
+
+def plain_r1(scores, x):
+    (g,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return 0.5 * g.square().flatten(1).sum(1).mean()
+
+
+class PlainFilterResponseNorm(FilterResponseNorm):
+    def forward(self, x):
+        rms = (x.square().mean((2, 3), keepdim=True) + self.eps).sqrt()
+        return torch.maximum(self.gamma * x / rms + self.beta, self.tau)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_penalty_has_the_gradients_of_the_plain_one(again, monkeypatch):
+    """Second derivatives of convolutions, strided and not, and of filter response norm; also of blocks run again."""
+    monkeypatch.setattr(memory, "LEAST", 0)
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), FilterResponseNorm(6))
+    rest = [torch.nn.Conv2d(6, 4, 4, 2, 1, bias=False), FilterResponseNorm(4)]
+    D = torch.nn.Sequential(block, *rest, torch.nn.Conv2d(4, 1, 4)).double()
+    for p in D.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    plain = copy.deepcopy(D)
+    for norm in (plain[0][1], plain[2]):
+        norm.__class__ = PlainFilterResponseNorm
+    if again:
+        memory.checkpointed(D)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    (a, found), (b, expected) = penalty_gradients(D, x, True), penalty_gradients(plain, x, False)
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    for p, q in zip(found, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def test_a_penalty_makes_no_convolution_as_large_as_its_maps():
+    D = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Conv2d(6, 1, 3))
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    with torch.profiler.profile(record_shapes=True) as trace:
+        penalty_gradients(D, x, True)
+    kernels = [e.input_shapes[1] for e in trace.events() if e.name == "aten::convolution"]
+    assert kernels and all(kernel[2] == 3 for kernel in kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filter_response_norm_of_bf16_has_statistics_in_fp32(dtype):
+    torch.manual_seed(0)
+    norm, x = FilterResponseNorm(4), (100 * torch.randn(2, 4, 16, 16)).to(dtype)
+    y = norm(x)
+    assert y.dtype is dtype
+    expected = PlainFilterResponseNorm.forward(norm, x.float())
+    torch.testing.assert_close(
+        y.float(), expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5
+    )

@@ -84,6 +84,7 @@ from unpaired.networks.stargan import (
     select,
     widths,
 )
+from unpaired.networks.twice import Twice
 
 NODES = 32  # of Gauss-Hermite quadrature over noise
 
@@ -202,7 +203,7 @@ class DSM(Method):
 
     def discriminate(self, by: str, batch: Batch, x_fake: Tensor) -> Update:
         x = batch["x_src"].detach().requires_grad_()
-        with fp32(x):
+        with fp32(x), Twice():
             real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
             L_reg = self.config.lambda_reg * losses.r1(real, x)
         L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])

@@ -46,6 +46,7 @@ from unpaired.networks.stargan import (
     check_sides,
     widths,
 )
+from unpaired.networks.twice import Twice
 
 
 class Config(MethodConfig):
@@ -140,7 +141,7 @@ class StarGANv2(Method):
         with torch.no_grad():
             x_fake = self.G.decoder(c, s)
         x = batch["x_src"].detach().requires_grad_()
-        with fp32(x):
+        with fp32(x), Twice():
             real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
             L_reg = self.config.lambda_reg * losses.r1(real, x)
         L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])  # (1)

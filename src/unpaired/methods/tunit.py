@@ -55,6 +55,7 @@ from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32, frozen
 from unpaired.networks.tunit import Discriminator, Generator, GuidingNetwork
+from unpaired.networks.twice import Twice
 
 FIRST_STAGE = {"none": 65 / 200, "some": 35 / 200}
 CONTENT = 16  # px, the side that the generator halves an image to
@@ -265,7 +266,7 @@ class TUNIT(Method):
     def discriminate(self, x_ref: Tensor, x_fake: Tensor, y_ref: Tensor) -> Update:
         D, w = self.D, self.config
         x_ref = x_ref.detach().requires_grad_()
-        with fp32(x_ref):
+        with fp32(x_ref), Twice():
             real = D.forward(x_ref, y_ref)  # plain: what differentiates twice does not compile
             L_gp = w.lambda_gp * 2 * losses.r1(real, x_ref)  # without the half of R1
         L_real, L_fake = losses.hinge(real), losses.hinge(-D(x_fake, y_ref))

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from unpaired.networks.twice import Twice
+
 LEAST = 2**20  # bytes of a map from which it pays: below, time goes into calls and not into memory
 Map = Callable[[Tensor], Tensor]
 _within = False  # a block that is run again as a whole
@@ -101,12 +103,17 @@ def again_as_a_whole(block: nn.Module, forward: Callable[..., Tensor]) -> Callab
         with within():
             return forward(*args, **kwargs)
 
+    def twice(*args: Any, **kwargs: Any) -> Tensor:
+        with Twice():
+            return whole(*args, **kwargs)
+
     def run(*args: Any, **kwargs: Any) -> Tensor:
         # What is frozen now may not be when it is run again: then other maps would be kept
         learns = all(p.requires_grad for p in block.parameters())
         if not learns or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(whole, *args, use_reentrant=False, **kwargs)
+        again = twice if Twice.active else whole
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
     return run
 

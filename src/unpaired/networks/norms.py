@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from unpaired.networks.memory import remade
+from unpaired.networks.twice import of_inputs_alone
 
 
 def adain(
@@ -176,6 +177,85 @@ class StandardiseLayer(torch.autograd.Function):
         else:
             g_x = scaled(x, a, b).addcmul_(g, k[:, :, None, None])
         return g_x, sums.sum(0), (q * products).sum(0), None, None
+
+
+class FilterResponseNorm(nn.Module):
+    """max(gamma x / rms(x) + beta, tau), norm and activation (Singh and Krishnan, CVPR 2020)."""
+
+    def __init__(self, c: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, c, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, c, 1, 1))
+        self.tau = nn.Parameter(torch.zeros(1, c, 1, 1))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            r = (widened(x).square().mean((2, 3), keepdim=True) + self.eps).rsqrt()
+            h = torch.addcmul(self.beta - self.tau, widened(x), self.gamma * r)
+            return (F.relu(h) + self.tau).to(x.dtype)
+        return FilterResponse.apply(x, self.gamma, self.beta, self.tau, self.eps)
+
+
+class FilterResponse(torch.autograd.Function):
+    """y = max(s x + beta, tau), s = gamma r, r = 1 / sqrt(mean(x^2) + eps) of each sample and channel, in fp32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, eps: float
+    ) -> Tensor:
+        wide = widened(x)
+        r = (wide.square().mean((2, 3), keepdim=True) + eps).rsqrt_()
+        above = torch.addcmul(beta - tau, wide, gamma * r).relu_()
+        ctx.save_for_backward(x, above.to(x.dtype), gamma, r)
+        return (above + tau).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, above, gamma, r = ctx.saved_tensors
+        if of_inputs_alone():
+            return FilterResponseOfInput.apply(g, x, above, gamma, r), None, None, None, None
+        x, g, above = widened(x), widened(g), widened(above)
+        passed = torch.ops.aten.threshold_backward(g, above, 0)
+        g_x, inner = filter_response_backward(passed, x, gamma, r)
+        g_beta = passed.sum((0, 2, 3), keepdim=True)
+        g_tau = g.sum((0, 2, 3), keepdim=True) - g_beta
+        return g_x, (r * inner).sum(0, keepdim=True), g_beta, g_tau, None
+
+
+class FilterResponseOfInput(torch.autograd.Function):
+    """The gradient of the input as a function of that of the output, of the input and of gamma."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, above: Tensor, gamma: Tensor, r: Tensor) -> Tensor:
+        passed = torch.ops.aten.threshold_backward(widened(g), widened(above), 0)
+        g_x, inner = filter_response_backward(passed, widened(x), gamma, r)
+        ctx.save_for_backward(passed, x, above, gamma, r, inner)
+        return g_x.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        g, x, above, gamma, r, inner = ctx.saved_tensors
+        v, x, above = widened(v), widened(x), widened(above)
+        n = x.shape[2] * x.shape[3]
+        of_g, with_x = filter_response_backward(v, x, gamma, r)  # it is symmetric in g and v
+        of_g = torch.ops.aten.threshold_backward(of_g, above, 0)
+        with_g = (v * g).sum((2, 3), keepdim=True)
+        c = gamma * r**3 / n
+        of_r = gamma * (with_g - 3 * r**2 / n * inner * with_x)
+        of_x = (g * (-c * with_x)).addcmul_(v, -c * inner).addcmul_(x, of_r * r**3 / -n)
+        of_gamma = (r * with_g - r**3 / n * inner * with_x).sum(0, keepdim=True)
+        return of_g, of_x, None, of_gamma, None
+
+
+def filter_response_backward(
+    g: Tensor, x: Tensor, gamma: Tensor, r: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and sum(g x) (B, C, 1, 1), which those of gamma and r are made of."""
+    inner = (g * x).sum((2, 3), keepdim=True)
+    s = gamma * r
+    return torch.addcmul(g * s, x, inner * s * r**2 / -(x.shape[2] * x.shape[3])), inner
 
 
 def layer_statistics(x: Tensor, beta: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unpaired.method import fp32
 from unpaired.networks.blocks import Conv, Residual, down_conv, kaiming, reflected, up_conv
-from unpaired.networks.norms import InstanceNorm, adain
+from unpaired.networks.norms import FilterResponseNorm, InstanceNorm, adain
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 MEMORY = 1024  # images that a domain's mean style stands for
@@ -197,21 +197,3 @@ class FRNResidual(nn.Module):
         h = self.conv_2(self.norm_2(h))
         x = F.avg_pool2d(x, 2) if self.halves else x  # before the skip: a quarter of the work
         return (self.skip(x) + h) / math.sqrt(2)
-
-
-class FilterResponseNorm(nn.Module):
-    """max(gamma x / rms(x) + beta, tau), norm and activation (Singh and Krishnan, CVPR 2020)."""
-
-    def __init__(self, c: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(1, c, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(1, c, 1, 1))
-        self.tau = nn.Parameter(torch.zeros(1, c, 1, 1))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x.float() if x.dtype is torch.bfloat16 else x
-        power = h.square().mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        scale = self.gamma * (power + self.eps).rsqrt()
-        h = torch.addcmul(self.beta - self.tau, h, scale)
-        return (F.relu(h) + self.tau).to(x.dtype)  # the maximum, at half the cost of its gradient
