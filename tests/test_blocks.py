@@ -30,7 +30,7 @@ from unpaired.networks.norms import (
     adain,
 )
 from unpaired.networks.patch import MultiScale
-from unpaired.networks.twice import Twice
+from unpaired.twice import Twice
 
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (8, 24), (24, 25), (31, 40)])

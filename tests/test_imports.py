@@ -9,8 +9,13 @@ import unpaired
 
 ROOT = Path(unpaired.__file__).parent
 LAYERS = [  # from the ground up; a module imports from its own layer or below
-    {"errors"},
-    {"method", "losses", "checkpoint"},  # the checkpoint knows tensors and files, no method
+    {"errors", "heap"},
+    {
+        "method",
+        "losses",
+        "twice",
+        "checkpoint",
+    },  # the checkpoint knows tensors and files, no method
     {"networks"},
     {"methods", "registry", "official"},
     {"config", "data", "progress", "pictures", "alarms"},

@@ -84,7 +84,7 @@ from unpaired.networks.stargan import (
     select,
     widths,
 )
-from unpaired.networks.twice import Twice
+from unpaired.twice import Twice
 
 NODES = 32  # of Gauss-Hermite quadrature over noise
 

@@ -46,7 +46,7 @@ from unpaired.networks.stargan import (
     check_sides,
     widths,
 )
-from unpaired.networks.twice import Twice
+from unpaired.twice import Twice
 
 
 class Config(MethodConfig):

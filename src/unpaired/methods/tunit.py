@@ -55,7 +55,7 @@ from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32, frozen
 from unpaired.networks.tunit import Discriminator, Generator, GuidingNetwork
-from unpaired.networks.twice import Twice
+from unpaired.twice import Twice
 
 FIRST_STAGE = {"none": 65 / 200, "some": 35 / 200}
 CONTENT = 16  # px, the side that the generator halves an image to

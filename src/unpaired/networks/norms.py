@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from unpaired.networks.memory import remade
-from unpaired.networks.twice import of_inputs_alone
+from unpaired.twice import of_inputs_alone
 
 
 def adain(
