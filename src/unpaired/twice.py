@@ -77,8 +77,7 @@ class Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.how, ctx.images = how, x.is_leaf
-        stride, padding, dilation, _, _, groups = how
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return convolution(x, weight, bias, how)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -106,9 +105,11 @@ class OfInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
         g, weight = ctx.saved_tensors
-        stride, padding, dilation, _, _, groups = ctx.how
         only_kernel = [False, True, False]
-        of_kernel = torch.ops.aten.convolution_backward(g, gg, weight, None, *ctx.how, only_kernel)[
-            1
-        ]
-        return F.conv2d(gg, weight, None, stride, padding, dilation, groups), of_kernel, None, None
+        found = torch.ops.aten.convolution_backward(g, gg, weight, None, *ctx.how, only_kernel)
+        return convolution(gg, weight, None, ctx.how), found[1], None, None
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
+    stride, padding, dilation, _, _, groups = how
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
