@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from unpaired.convolution import Twice
 from unpaired.losses import l1, r1
 from unpaired.networks import blocks, memory
 from unpaired.networks.blocks import (
@@ -30,7 +31,6 @@ from unpaired.networks.norms import (
     adain,
 )
 from unpaired.networks.patch import MultiScale
-from unpaired.twice import Twice
 
 
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (8, 24), (24, 25), (31, 40)])

@@ -13,7 +13,7 @@ LAYERS = [  # from the ground up; a module imports from its own layer or below
     {
         "method",
         "losses",
-        "twice",
+        "convolution",
         "checkpoint",
     },  # the checkpoint knows tensors and files, no method
     {"networks"},

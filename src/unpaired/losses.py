@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unpaired.twice import of_inputs
+from unpaired.convolution import of_inputs
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:

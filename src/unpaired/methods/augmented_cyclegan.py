@@ -36,6 +36,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unpaired.convolution import Conv2d, ConvTranspose2d
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
@@ -252,11 +253,11 @@ class Generator(nn.Module):
         within, norm = norm, norm or Norm
         self.convs = nn.ModuleList(
             (
-                nn.Conv2d(channels, dim, 7),
-                nn.Conv2d(dim, 2 * dim, 3, 1, 1),
-                nn.Conv2d(2 * dim, 4 * dim, 3, 2, 1),
-                nn.ConvTranspose2d(4 * dim, 2 * dim, 3, 2, 1, output_padding=1),
-                nn.Conv2d(2 * dim, dim, 3, 1, 1),
+                Conv2d(channels, dim, 7),
+                Conv2d(dim, 2 * dim, 3, 1, 1),
+                Conv2d(2 * dim, 4 * dim, 3, 2, 1),
+                ConvTranspose2d(4 * dim, 2 * dim, 3, 2, 1, output_padding=1),
+                Conv2d(2 * dim, dim, 3, 1, 1),
             )
         )
         self.norms = nn.ModuleList(norm(c * dim) for c in (1, 2, 4, 2, 1))
@@ -278,7 +279,7 @@ class Block(nn.Module):
 
     def __init__(self, c: int, norm: Callable[[int], nn.Module] | None) -> None:
         super().__init__()
-        self.conv_1, self.conv_2 = nn.Conv2d(c, c, 3), nn.Conv2d(c, c, 3)
+        self.conv_1, self.conv_2 = Conv2d(c, c, 3), Conv2d(c, c, 3)
         self.norm_1, self.norm_2 = norm(c) if norm else None, Norm(c)
 
     def forward(self, x: Tensor, z: Tensor | None) -> Tensor:
@@ -293,11 +294,11 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, dim: int, layers: int, z_dim: int) -> None:
         super().__init__()
         widths = [dim * 2**i for i in range(layers)]
-        blocks: list[nn.Module] = [nn.Conv2d(channels, dim, 3, 2, 1), nn.ReLU()]
+        blocks: list[nn.Module] = [Conv2d(channels, dim, 3, 2, 1), nn.ReLU()]
         for a, b in zip(widths, widths[1:], strict=False):
-            blocks += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+            blocks += [Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
         c = widths[-1]
-        blocks += [nn.Conv2d(c, c, 4, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
+        blocks += [Conv2d(c, c, 4, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
         self.convs = nn.Sequential(*blocks)
         self.mu = nn.Conv2d(c, z_dim, 1)
         gaussian(self)
@@ -311,10 +312,10 @@ class DiscriminatorA(nn.Sequential):
 
     def __init__(self, channels: int, dim: int, layers: int) -> None:
         widths = [dim * min(2**i, 4) for i in range(layers)]
-        blocks: list[nn.Module] = [nn.Conv2d(channels, dim, 3, 2, 1), nn.LeakyReLU(0.2)]
+        blocks: list[nn.Module] = [Conv2d(channels, dim, 3, 2, 1), nn.LeakyReLU(0.2)]
         for a, b in zip(widths, widths[1:], strict=False):
-            blocks += [nn.Conv2d(a, b, 3, 2, 1), Norm(b), nn.LeakyReLU(0.2)]
-        super().__init__(*blocks, nn.Conv2d(widths[-1], 1, 4))
+            blocks += [Conv2d(a, b, 3, 2, 1), Norm(b), nn.LeakyReLU(0.2)]
+        super().__init__(*blocks, Conv2d(widths[-1], 1, 4))
         gaussian(self)
 
 
@@ -324,11 +325,11 @@ class DiscriminatorB(nn.Sequential):
     smallest = 16
 
     def __init__(self, channels: int, dim: int) -> None:
-        blocks: list[nn.Module] = [nn.Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2)]
+        blocks: list[nn.Module] = [Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2)]
         for a, b, stride in (1, 2, 2), (2, 4, 1), (4, 4, 1):
-            conv = nn.Conv2d(a * dim, b * dim, 4, stride, 1)
+            conv = Conv2d(a * dim, b * dim, 4, stride, 1)
             blocks += [conv, Norm(b * dim), nn.LeakyReLU(0.2)]
-        super().__init__(*blocks, nn.Conv2d(4 * dim, 1, 4, 1, 1))
+        super().__init__(*blocks, Conv2d(4 * dim, 1, 4, 1, 1))
         gaussian(self)
 
 

@@ -36,6 +36,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unpaired.convolution import Conv2d
 from unpaired.errors import ConfigProblem
 from unpaired.losses import kl_normal, l1, lsgan_d, lsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, frozen
@@ -209,7 +210,7 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, z_dim: int, dim: int, blocks: int) -> None:
         super().__init__()
         widths = [dim * min(i + 1, 4) for i in range(blocks + 1)]
-        self.conv = nn.Conv2d(channels, dim, 4, 2, 1)
+        self.conv = Conv2d(channels, dim, 4, 2, 1)
         self.blocks = nn.Sequential(
             *(HalvingResidual(a, b) for a, b in zip(widths, widths[1:], strict=False))
         )
@@ -231,8 +232,8 @@ class HalvingResidual(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(c_in, c_in, 3, padding=1)
-        self.conv_2 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv_1 = Conv2d(c_in, c_in, 3, padding=1)
+        self.conv_2 = Conv2d(c_in, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1)
         self.norm = InstanceNorm(c_in)
 

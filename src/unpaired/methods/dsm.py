@@ -70,6 +70,7 @@ from torch.nn import functional as F
 from zuko.transforms import MonotonicRQSTransform
 
 from unpaired import losses
+from unpaired.convolution import Twice
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
 from unpaired.networks.blocks import kaiming
@@ -84,7 +85,6 @@ from unpaired.networks.stargan import (
     select,
     widths,
 )
-from unpaired.twice import Twice
 
 NODES = 32  # of Gauss-Hermite quadrature over noise
 

@@ -35,6 +35,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unpaired import losses
+from unpaired.convolution import Twice
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32
 from unpaired.networks.stargan import (
@@ -46,7 +47,6 @@ from unpaired.networks.stargan import (
     check_sides,
     widths,
 )
-from unpaired.twice import Twice
 
 
 class Config(MethodConfig):

@@ -51,11 +51,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unpaired import losses
+from unpaired.convolution import Twice
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update, fp32, frozen
 from unpaired.networks.tunit import Discriminator, Generator, GuidingNetwork
-from unpaired.twice import Twice
 
 FIRST_STAGE = {"none": 65 / 200, "some": 35 / 200}
 CONTENT = 16  # px, the side that the generator halves an image to

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from unpaired.convolution import Conv2d, by_taps, conv2d
 from unpaired.networks.memory import finished, padded, without
 from unpaired.networks.norms import InstanceNorm, adain
 
@@ -30,7 +31,7 @@ class Conv(nn.Module):
         super().__init__()
         self.padding = padding
         few = c_out <= 4 and stride == 1 and kernel > 1
-        self.conv = (ConvToFew if few else nn.Conv2d)(c_in, c_out, kernel, stride)
+        self.conv = (ConvToFew if few else Conv2d)(c_in, c_out, kernel, stride)
         self.norm = norm(c_out) if norm else nn.Identity()
         self.activation = activation or nn.Identity()
 
@@ -112,7 +113,7 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return padded(
             x,
             lambda t: reflect(F.interpolate(t, scale_factor=2), 2),
-            lambda t: F.conv2d(t, weight, bias),
+            lambda t: conv2d(t, weight, bias),
         )
     # Each phase of the large map is a 3x3 convolution of the small one, as if padded by repetition.
     kernels = phases(
@@ -126,7 +127,7 @@ def up_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = padded(
         x,
         lambda t: pad(t, 1, "replicate"),
-        lambda t: F.conv2d(t, kernels, biases),
+        lambda t: conv2d(t, kernels, biases),
     )
 
     # Reflection differs from repetition only in the outermost padding, which only the outermost pixels see, by one tap.
@@ -157,7 +158,7 @@ def up_conv_zeros(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """
     kernels = phases(conv.weight, [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
     biases = None if conv.bias is None else conv.bias.repeat(4)
-    return Interleaved.apply(without(x, lambda t: F.conv2d(t, kernels, biases, padding=1)))
+    return Interleaved.apply(without(x, lambda t: conv2d(t, kernels, biases, padding=1)))
 
 
 def down_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -168,7 +169,7 @@ def down_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     t = conv.weight.new_tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
     sums = torch.einsum("ik,jl->ijkl", t, t).reshape(16, 9)
     kernel = (sums @ by_taps(conv.weight)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-    return without(x, lambda t: F.conv2d(t, kernel, conv.bias, stride=2, padding=1))
+    return without(x, lambda t: conv2d(t, kernel, conv.bias, stride=2, padding=1))
 
 
 def phases(weight: Tensor, taps: list[list[list[int]]]) -> Tensor:
@@ -181,11 +182,6 @@ def phases(weight: Tensor, taps: list[list[list[int]]]) -> Tensor:
     sums = torch.einsum("pik,qjl->pqijkl", t, t).reshape(4 * n * n, -1)
     four = (sums @ by_taps(weight)).unflatten(1, (4, n, n))  # (C', 4, n, n, C)
     return four.transpose(0, 1).flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def by_taps(weight: Tensor) -> Tensor:
-    """(C', C, k, k) -> (C', k k, C): as a channels-last kernel lies in memory."""
-    return weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Interleaved(torch.autograd.Function):
@@ -285,7 +281,7 @@ class AdaINResidual(nn.Module):
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.conv_1, self.conv_2 = nn.Conv2d(c, c, 3), nn.Conv2d(c, c, 3)
+        self.conv_1, self.conv_2 = Conv2d(c, c, 3), Conv2d(c, c, 3)
         self.numbers = 4 * c
 
     def forward(self, x: Tensor, numbers: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unpaired.twice import Twice
+from unpaired.convolution import Twice
 
 LEAST = 2**20  # bytes of a map from which it pays: below, time goes into calls and not into memory
 Map = Callable[[Tensor], Tensor]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from unpaired.convolution import of_inputs_alone
 from unpaired.networks.memory import remade
-from unpaired.twice import of_inputs_alone
 
 
 def adain(

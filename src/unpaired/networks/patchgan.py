@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from unpaired.convolution import Conv2d
 from unpaired.networks.blocks import Chain, gaussian
 from unpaired.networks.norms import InstanceNorm
 
@@ -26,15 +27,13 @@ class PatchGAN(nn.Sequential):
     ) -> None:
         widths = [dim * min(2**i, 8) for i in range(layers + 1)]
         blocks: list[nn.Module] = [
-            nn.Sequential(nn.Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True))
+            nn.Sequential(Conv2d(channels, dim, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True))
         ]
         for i in range(layers):
             stride = 2 if i < layers - 1 else 1
-            conv = nn.Conv2d(
-                widths[i], widths[i + 1], 4, stride, 1, bias=norm is not nn.BatchNorm2d
-            )
+            conv = Conv2d(widths[i], widths[i + 1], 4, stride, 1, bias=norm is not nn.BatchNorm2d)
             blocks.append(Chain(conv, norm(widths[i + 1]), nn.LeakyReLU(0.2, inplace=True)))
-        super().__init__(*blocks, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        super().__init__(*blocks, Conv2d(widths[-1], 1, 4, 1, 1))
         gaussian(self)
 
     @staticmethod

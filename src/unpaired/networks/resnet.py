@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from unpaired.convolution import Conv2d, ConvTranspose2d
 from unpaired.networks.blocks import Chain, Conv, Residual, gaussian
 from unpaired.networks.norms import InstanceNorm
 
@@ -32,11 +33,11 @@ class ResNet(nn.Module):
 
     @staticmethod
     def _down(c_in: int, c_out: int) -> nn.Sequential:
-        return Chain(nn.Conv2d(c_in, c_out, 3, 2, 1), InstanceNorm(c_out), nn.ReLU())
+        return Chain(Conv2d(c_in, c_out, 3, 2, 1), InstanceNorm(c_out), nn.ReLU())
 
     @staticmethod
     def _up(c_in: int, c_out: int) -> nn.Sequential:
-        conv = nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1)
+        conv = ConvTranspose2d(c_in, c_out, 3, 2, 1, output_padding=1)
         return Chain(conv, InstanceNorm(c_out), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unpaired.convolution import Conv2d
 from unpaired.errors import ConfigProblem
 from unpaired.networks.blocks import down_conv, kaiming, up_conv_zeros
 from unpaired.networks.memory import leaky_relu, without
@@ -32,7 +33,7 @@ class Generator(nn.Module):
         inner = widths[-1]
         self.stride = 2 ** (len(widths) - 1)
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, padding=1),
+            Conv2d(channels, widths[0], 3, padding=1),
             *(Down(a, b, norm) for a, b in zip(widths, widths[1:], strict=False)),
             *(Down(inner, inner, norm, halves=False) for _ in range(2)),
         )
@@ -125,8 +126,8 @@ class Down(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = norm(a), norm(a)
-        self.conv_1 = nn.Conv2d(a, a, 3, padding=1)
-        self.conv_2 = nn.Conv2d(a, b, 3, padding=1)
+        self.conv_1 = Conv2d(a, a, 3, padding=1)
+        self.conv_2 = Conv2d(a, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
         self.halves = halves
 
@@ -151,8 +152,8 @@ class Up(nn.Module):
     def __init__(self, a: int, b: int, style_dim: int, doubles: bool = True) -> None:
         super().__init__()
         self.style_1, self.style_2 = nn.Linear(style_dim, 2 * a), nn.Linear(style_dim, 2 * b)
-        self.conv_1 = nn.Conv2d(a, b, 3, padding=1)
-        self.conv_2 = nn.Conv2d(b, b, 3, padding=1)
+        self.conv_1 = Conv2d(a, b, 3, padding=1)
+        self.conv_2 = Conv2d(b, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
         self.doubles = doubles
 
@@ -174,10 +175,10 @@ def modulate(x: Tensor, numbers: Tensor, slope: float | None = None) -> Tensor:
 def trunk(channels: int, widths: Sequence[int]) -> nn.Sequential:
     """Images -> features (B, widths[-1], 1, 1), for discriminator and style encoder. No norm."""
     return nn.Sequential(
-        nn.Conv2d(channels, widths[0], 3, padding=1),
+        Conv2d(channels, widths[0], 3, padding=1),
         *(Down(a, b) for a, b in zip(widths, widths[1:], strict=False)),
         nn.LeakyReLU(SLOPE),
-        nn.Conv2d(widths[-1], widths[-1], 4),
+        Conv2d(widths[-1], widths[-1], 4),
         nn.LeakyReLU(SLOPE),
     )
 

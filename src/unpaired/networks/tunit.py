@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unpaired.convolution import Conv2d
 from unpaired.method import fp32
 from unpaired.networks.blocks import Conv, Residual, down_conv, kaiming, reflected, up_conv
 from unpaired.networks.norms import FilterResponseNorm, InstanceNorm, adain
@@ -40,7 +41,7 @@ class GuidingNetwork(nn.Module):
         for width, repeats in zip((1, 2, 4, 8, 8), (1, 1, 2, 2, 2), strict=True):
             for _ in range(repeats):
                 c = width * dim
-                layers += [nn.Conv2d(channels, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU()]
+                layers += [Conv2d(channels, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU()]
                 channels = c
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
         return self.rgb(c)
 
 
-class StyleConv(nn.Conv2d):
+class StyleConv(Conv2d):
     """Nearest up-sampling, reflection padding, convolution, AdaIN by (B, 2C) numbers, the shift first, activation."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
@@ -162,12 +163,12 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, side: int, dim: int, max_dim: int, clusters: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, dim, 3, padding=1)]
+        layers: list[nn.Module] = [Conv2d(channels, dim, 3, padding=1)]
         for _ in range(int(math.log2(side)) - 2):
             wide = min(2 * dim, max_dim)
             layers += [FRNResidual(dim, dim), FRNResidual(dim, wide, halves=True)]
             dim = wide
-        layers += [nn.LeakyReLU(0.2), nn.Conv2d(dim, dim, 4), nn.LeakyReLU(0.2)]
+        layers += [nn.LeakyReLU(0.2), Conv2d(dim, dim, 4), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*layers)
         self.heads = nn.Conv2d(dim, clusters, 1)
         kaiming(self)
@@ -186,8 +187,8 @@ class FRNResidual(nn.Module):
     def __init__(self, a: int, b: int, halves: bool = False) -> None:
         super().__init__()
         self.norm_1, self.norm_2 = FilterResponseNorm(a), FilterResponseNorm(a)
-        self.conv_1 = nn.Conv2d(a, a, 3, padding=1)
-        self.conv_2 = nn.Conv2d(a, b, 3, padding=1)
+        self.conv_1 = Conv2d(a, a, 3, padding=1)
+        self.conv_2 = Conv2d(a, b, 3, padding=1)
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False)
         self.halves = halves
 

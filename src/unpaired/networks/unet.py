@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from unpaired.convolution import Conv2d, ConvTranspose2d
 from unpaired.networks.blocks import gaussian
 
 
@@ -38,13 +39,13 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, (a, b) in enumerate(zip([c_in, *self.widths], self.widths, strict=False)):
             before = [nn.LeakyReLU(0.2)] if i else []
-            conv = nn.Conv2d(a + z_dim, b, 4, 2, 1, bias=bias)
+            conv = Conv2d(a + z_dim, b, 4, 2, 1, bias=bias)
             after = [norm(b)] if 0 < i < bottom else []
             self.down.append(nn.Sequential(*before, conv, *after))
 
             skip = b if i < bottom else 0
             out = a if i else c_out
-            up = nn.ConvTranspose2d(b + skip, out, 4, 2, 1, bias=bias or not i)
+            up = ConvTranspose2d(b + skip, out, 4, 2, 1, bias=bias or not i)
             self.up.append(nn.Sequential(nn.ReLU(), up, norm(out) if i else nn.Tanh()))
         gaussian(self)
 

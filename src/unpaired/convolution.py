@@ -1,0 +1,308 @@
+"""2d convolutions: those of small maps by matrix products on a CPU, and those that are differentiated twice.
+
+A convolution's kernels lay weights out anew for each call, and gather their gradient in large buffers: where a map has
+few positions for so many weights, that is most of the work. The product with a matrix of patches does neither.
+
+A gradient penalty differentiates twice. Torch's second derivative with regard to a kernel is a convolution whose
+kernels are as large as the maps and whose images are the channels: slow on a CPU. It is the gradient of a kernel like
+any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+LAST = torch.channels_last
+_of_inputs = False  # the gradient that is being made is that of the images alone
+
+
+class How(NamedTuple):
+    """What `aten::convolution_backward` wants to know."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int] = (1, 1)
+    transposed: bool = False
+    output_padding: Sequence[int] = (0, 0)
+    groups: int = 1
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` by `conv2d`: padded with zeros, neither dilated nor in groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d`, with its small maps as those of `conv2d`."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size or not pays(x, self.weight, positions(x)):
+            return super().forward(x, output_size)
+        how = How(self.stride, self.padding)  # type: ignore[arg-type]
+        return Transposed.apply(*narrowed(x, self.weight, self.bias), how, self.output_padding)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+) -> Tensor:
+    """`F.conv2d`: on a CPU, where maps are small for their kernels, by matrix products. The same to rounding."""
+    how = How(pair(stride), pair(padding))
+    if x.is_cpu and not torch.compiler.is_compiling():
+        h, w = sides(x, weight, how)
+        if pays(x, weight, len(x) * h * w):
+            return Convolution.apply(*narrowed(x, weight, bias), how)
+    return F.conv2d(x, weight, bias, how.stride, how.padding)
+
+
+def pays(x: Tensor, weight: Tensor, places: int) -> bool:
+    """Whether the gradient of `weight` (C', C, k, k) is faster as a matrix product, for that many positions of C'."""
+    if not x.is_cpu or torch.compiler.is_compiling() or weight.shape[2:].numel() == 1:
+        return False
+    size = 2 if torch.is_autocast_enabled("cpu") else x.element_size()
+    return 0 < places * size <= 16 * len(weight)
+
+
+def tiny(weight: Tensor, places: int) -> bool:
+    """Whether the convolution and the gradient of its input are, too."""
+    return 4 * places <= len(weight)
+
+
+def narrowed(*tensors: Tensor | None) -> list[Tensor | None]:
+    """In the format of autocast, which does not look into functions of our own."""
+    if not torch.is_autocast_enabled("cpu"):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype("cpu")
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def pair(n: int | Sequence[int]) -> list[int]:
+    return [n, n] if isinstance(n, int) else list(n)
+
+
+class Twice(TorchFunctionMode):
+    """While it lasts, 2d convolutions are such ones. Images that are leaves get no `grad` of their own."""
+
+    active = False
+
+    def __enter__(self) -> Twice:
+        self.before, Twice.active = Twice.active, True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        Twice.active = self.before
+        super().__exit__(*error)
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.conv2d:
+            return convolve(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`F.conv2d`, under `Twice`."""
+    how = How(pair(stride), pair(padding), pair(dilation), groups=groups)
+    return Convolution.apply(x, weight, bias, how)
+
+
+@contextmanager
+def of_inputs() -> Iterator[None]:
+    """While it lasts, gradients are those of what goes into the networks, not those of kernels."""
+    global _of_inputs
+    _of_inputs = True
+    try:
+        yield
+    finally:
+        _of_inputs = False
+
+
+def of_inputs_alone() -> bool:
+    """Whether it lasts."""
+    return _of_inputs
+
+
+class Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how, ctx.images = how, Twice.active and x.is_leaf
+        return convolution(x, weight, bias, how)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        if _of_inputs:
+            return OfInput.apply(g, weight, x.detach(), ctx.how), None, None, None
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants_x &= not ctx.images
+        return (
+            of_input(g, weight, x, ctx.how) if wants_x else None,
+            of_kernel(g, x, weight, ctx.how) if wants_weight else None,
+            g.sum((0, 2, 3)) if wants_bias else None,
+            None,
+        )
+
+
+class OfInput(torch.autograd.Function):
+    """The gradient of a convolution's input, as a function of that of its output and of its kernel; linear in both."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
+        ctx.save_for_backward(g, weight)
+        ctx.how = how
+        return of_input(g, weight, x, how)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
+        g, weight = ctx.saved_tensors
+        wants_g, wants_weight, *_ = ctx.needs_input_grad
+        return (
+            convolution(gg, weight, None, ctx.how) if wants_g else None,
+            of_kernel(g, gg, weight, ctx.how) if wants_weight else None,
+            None,
+            None,
+        )
+
+
+class Transposed(torch.autograd.Function):
+    """A transposed convolution: the gradient of the input of one that goes from its output to its input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: How, more: Sequence[int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = how
+        if not tiny(weight, positions(x)):
+            return F.conv_transpose2d(x, weight, bias, how.stride, how.padding, more)
+        sizes = zip(x.shape[2:], weight.shape[2:], how.stride, how.padding, more, strict=True)
+        return gathered(
+            x, weight, bias, how, [(n - 1) * s - 2 * p + k + m for n, k, s, p, m in sizes]
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        return (
+            convolution(g, weight, None, ctx.how) if wants_x else None,
+            of_kernel(x, g, weight, ctx.how) if wants_weight else None,
+            g.sum((0, 2, 3)) if wants_bias else None,
+            None,
+            None,
+        )
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
+    h, w = sides(x, weight, how)
+    if not by_products(x, how) or not tiny(weight, len(x) * h * w):
+        return F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
+    rows, columns = by_taps(weight).flatten(1), patches(x, weight, how).T
+    y = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
+    return y.view(-1, len(x), h, w).transpose(0, 1).contiguous(memory_format=LAST)
+
+
+def of_input(g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
+    """The gradient of an input `x`, of which the shape matters alone, from that of the output (B, C', h, w)."""
+    if by_products(g, how) and tiny(weight, positions(g)):
+        return gathered(g, weight, None, how, x.shape[2:])
+    only = [True, False, False]
+    return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[0]
+
+
+def gathered(
+    g: Tensor, weight: Tensor, bias: Tensor | None, how: How, size: Sequence[int]
+) -> Tensor:
+    """`of_input` by a product: what each position gives to the patch that it saw, summed up."""
+    b, _, h, w = g.shape
+    taps = (pixels(g) @ by_taps(weight).flatten(1)).view(b, h, w, *weight.shape[2:], -1)
+    (s, t), (p, q), (height, width) = how.stride, how.padding, size
+    wide = torch.promote_types(g.dtype, torch.float32)
+    whole = g.new_zeros(b, height + 2 * p, width + 2 * q, weight.shape[1], dtype=wide)
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            whole[:, i : i + s * h : s, j : j + t * w : t] += taps[:, :, :, i, j]
+    whole = whole[:, p : p + height, q : q + width]
+    whole = whole if bias is None else whole + bias
+    return whole.to(g.dtype).permute(0, 3, 1, 2).contiguous(memory_format=LAST)
+
+
+def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
+    """The gradient of a kernel, of which the shape matters alone."""
+    if not by_products(g, how) or not pays(g, weight, positions(g)):
+        only = [False, True, False]
+        return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[1]
+    c, _, kh, kw = weight.shape
+    found = pixels(g).T @ patches(x, weight, how)
+    return found.view(c, kh, kw, -1).permute(0, 3, 1, 2)
+
+
+def by_products(x: Tensor, how: How) -> bool:
+    """Whether there are formulas here for it: not for derivatives of derivatives."""
+    plain = list(how.dilation) == [1, 1] and how.groups == 1
+    return x.is_cpu and plain and not torch.is_grad_enabled()
+
+
+def positions(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def sides(x: Tensor, weight: Tensor, how: How) -> tuple[int, int]:
+    h, w = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(
+            x.shape[2:], weight.shape[2:], how.stride, how.padding, how.dilation, strict=True
+        )
+    )
+    return h, w
+
+
+def patches(x: Tensor, weight: Tensor, how: How) -> Tensor:
+    """What each position of the output sees: (B, C, H, W) -> (B h w, k k C), in the order of `by_taps`."""
+    (h, w), (kh, kw), (s, t), (p, q) = (
+        sides(x, weight, how),
+        weight.shape[2:],
+        how.stride,
+        how.padding,
+    )
+    x = x.permute(0, 2, 3, 1)
+    x = F.pad(x, (0, 0, q, q, p, p)).contiguous() if p or q else x.contiguous()
+    b, _, width, c = x.shape
+    image, line = x.stride(0), width * c
+    seen = x.as_strided((b, h, w, kh, kw * c), (image, s * line, t * c, line, 1))
+    return seen.reshape(b * h * w, kh * kw * c)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B H W, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def by_taps(weight: Tensor) -> Tensor:
+    """(C', C, k, k) -> (C', k k, C): as a channels-last kernel lies in memory."""
+    return weight.permute(0, 2, 3, 1).flatten(1, 2)

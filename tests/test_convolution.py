@@ -1,0 +1,133 @@
+"""Convolutions by matrix products, against torch's own."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from unpaired.convolution import Conv2d, ConvTranspose2d, Twice, conv2d
+from unpaired.losses import r1
+
+LAST = torch.channels_last
+# Batch, side of the map, channels in and out, kernel, stride, padding; how much of it is products
+SHAPES = {
+    "tiny": (2, (2, 3), 3, 64, 3, 1, 1),
+    "one position": (2, (4, 4), 6, 16, 4, 1, 0),
+    "tiny, halved": (1, (5, 6), 4, 32, 4, 2, 1),
+    "its kernel alone": (2, (6, 4), 4, 32, 3, 1, 1),
+    "its kernel, halved": (2, (9, 8), 4, 16, 4, 2, 1),
+    "its kernel, to 1x1 padded": (1, (1, 1), 4, 3, 3, 1, 1),
+    "none": (2, (12, 12), 4, 4, 3, 1, 1),
+}
+TINY = ("tiny", "one position", "tiny, halved")
+
+
+def random(*shape, dtype=torch.float64):
+    x = torch.randn(shape, dtype=dtype)
+    return (x.contiguous(memory_format=LAST) if x.dim() == 4 else x).requires_grad_()
+
+
+def agree(found, expected, inputs):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    direction = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, inputs, direction) for y in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+        if a.dim() == 4:
+            assert a.is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_convolution_is_torchs(name, biased):
+    b, size, c_in, c_out, k, stride, padding = SHAPES[name]
+    torch.manual_seed(0)
+    x, weight = random(b, c_in, *size), random(c_out, c_in, k, k)
+    inputs = [x, weight, *([random(c_out)] if biased else [])]
+    agree(
+        conv2d(*inputs, stride=stride, padding=padding),
+        F.conv2d(*inputs, stride=stride, padding=padding),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("c_in", [64, 16, 4])
+@pytest.mark.parametrize(("k", "more"), [(4, 0), (3, 1)])
+def test_a_transposed_convolution_is_torchs(k, more, c_in, biased):
+    torch.manual_seed(0)
+    net = ConvTranspose2d(c_in, 5, k, 2, 1, output_padding=more, bias=biased)
+    net = net.to(dtype=torch.float64, memory_format=LAST)
+    plain = copy.deepcopy(net)
+    plain.__class__ = torch.nn.ConvTranspose2d
+    x = random(2, c_in, 2, 3)
+    y, z = net(x), plain(x)
+    torch.testing.assert_close(y, z, rtol=0, atol=1e-12)
+    direction = torch.randn_like(z)
+    found = torch.autograd.grad(y, [x, *net.parameters()], direction)
+    expected = torch.autograd.grad(z, [x, *plain.parameters()], direction)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_penalty_on_small_maps_is_torchs(twice):
+    """Second derivatives, under `Twice` and by autograd."""
+    torch.manual_seed(0)
+    layers = [Conv2d(3, 48, 4, 2, 1), torch.nn.Softplus(), Conv2d(48, 8, 4, 1, 0)]
+    D = torch.nn.Sequential(*layers).to(dtype=torch.float64, memory_format=LAST)
+    plain = copy.deepcopy(D)
+    plain[0].__class__ = plain[2].__class__ = torch.nn.Conv2d
+    x = random(2, 3, 8, 8)
+    losses = []
+    for net, fast in (D, True), (plain, False):
+        with Twice() if twice and fast else torch.enable_grad():
+            scores = net(x)
+        if twice and fast:
+            penalty = r1(scores, x)
+        else:
+            (g,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+            penalty = 0.5 * g.square().flatten(1).sum(1).mean()
+        loss = penalty + scores.square().mean()
+        losses.append((loss, torch.autograd.grad(loss, list(net.parameters()))))
+    (a, found), (b, expected) = losses
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    for p, q in zip(found, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_autocast_narrows_it_as_torchs(transposed):
+    torch.manual_seed(0)
+    net = ConvTranspose2d(64, 8, 4, 2, 1) if transposed else Conv2d(8, 64, 4, 2, 1)
+    plain = copy.deepcopy(net)
+    plain.__class__ = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    x = (
+        random(1, 64, 2, 2, dtype=torch.float32)
+        if transposed
+        else random(1, 8, 8, 8, dtype=torch.float32)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        y, z = net(x), plain(x)
+    assert y.dtype is z.dtype is torch.bfloat16
+    direction = torch.randn_like(z)
+    found = torch.autograd.grad(y, [x, *net.parameters()], direction)
+    expected = torch.autograd.grad(z, [x, *plain.parameters()], direction)
+    for a, b in zip((y, *found), (z, *expected), strict=True):
+        assert a.dtype is b.dtype
+        assert (a - b).norm() <= 5e-3 * b.norm()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_small_maps_go_through_products(name):
+    b, size, c_in, c_out, k, stride, padding = SHAPES[name]
+    x, weight = (
+        random(*shape, dtype=torch.float32) for shape in ((b, c_in, *size), (c_out, c_in, k, k))
+    )
+    with torch.profiler.profile() as trace:
+        conv2d(x, weight, None, stride, padding).sum().backward()
+    calls = {e.name for e in trace.events()}
+    assert ("aten::convolution" in calls) == (name not in TINY)
+    assert ("aten::convolution_backward" in calls) == (name not in TINY)
+    assert ("aten::mm" in calls) == (name != "none")
