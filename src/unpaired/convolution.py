@@ -49,7 +49,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         if output_size or not pays(x, self.weight, positions(x)):
             return super().forward(x, output_size)
         how = How(self.stride, self.padding)  # type: ignore[arg-type]
-        return Transposed.apply(*narrowed(x, self.weight, self.bias), how, self.output_padding)
+        return Transposed.apply(narrowed(x), self.weight, self.bias, how, self.output_padding)
 
 
 def conv2d(
@@ -64,7 +64,7 @@ def conv2d(
     if x.is_cpu and not torch.compiler.is_compiling():
         h, w = sides(x, weight, how)
         if pays(x, weight, len(x) * h * w):
-            return Convolution.apply(*narrowed(x, weight, bias), how)
+            return Convolution.apply(narrowed(x), weight, bias, how)
     return F.conv2d(x, weight, bias, how.stride, how.padding)
 
 
@@ -73,7 +73,7 @@ def pays(x: Tensor, weight: Tensor, places: int) -> bool:
     if not x.is_cpu or torch.compiler.is_compiling() or weight.shape[2:].numel() == 1:
         return False
     size = 2 if torch.is_autocast_enabled("cpu") else x.element_size()
-    return 0 < places * size <= 16 * len(weight)
+    return 0 < places <= (8 if size == 2 else 2) * len(weight)
 
 
 def tiny(weight: Tensor, places: int) -> bool:
@@ -81,12 +81,9 @@ def tiny(weight: Tensor, places: int) -> bool:
     return 4 * places <= len(weight)
 
 
-def narrowed(*tensors: Tensor | None) -> list[Tensor | None]:
+def narrowed(x: Tensor) -> Tensor:
     """In the format of autocast, which does not look into functions of our own."""
-    if not torch.is_autocast_enabled("cpu"):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype("cpu")
-    return [None if t is None else t.to(dtype) for t in tensors]
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
 
 
 def pair(n: int | Sequence[int]) -> list[int]:
@@ -145,23 +142,26 @@ def of_inputs_alone() -> bool:
 
 
 class Convolution(torch.autograd.Function):
+    """In the format of `x`; weights are kept in their own and narrowed again for the backward pass, which is cheap."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.how, ctx.images = how, Twice.active and x.is_leaf
-        return convolution(x, weight, bias, how)
+        b = None if bias is None else bias.to(x.dtype)
+        return convolution(x, weight.to(x.dtype), b, how)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        w = weight.to(x.dtype)
         if _of_inputs:
-            return OfInput.apply(g, weight, x.detach(), ctx.how), None, None, None
+            return OfInput.apply(g, w, x.detach(), ctx.how), None, None, None
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        wants_x &= not ctx.images
         return (
-            of_input(g, weight, x, ctx.how) if wants_x else None,
-            of_kernel(g, x, weight, ctx.how) if wants_weight else None,
-            g.sum((0, 2, 3)) if wants_bias else None,
+            of_input(g, w, x, ctx.how) if wants_x and not ctx.images else None,
+            of_kernel(g, x, w, ctx.how).to(weight.dtype) if wants_weight else None,
+            g.sum((0, 2, 3), dtype=weight.dtype) if wants_bias else None,
             None,
         )
 
@@ -197,22 +197,23 @@ class Transposed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.how = how
+        w, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if not tiny(weight, positions(x)):
-            return F.conv_transpose2d(x, weight, bias, how.stride, how.padding, more)
-        sizes = zip(x.shape[2:], weight.shape[2:], how.stride, how.padding, more, strict=True)
-        return gathered(
-            x, weight, bias, how, [(n - 1) * s - 2 * p + k + m for n, k, s, p, m in sizes]
-        )
+            return F.conv_transpose2d(x, w, b, how.stride, how.padding, more)
+        sides = zip(x.shape[2:], w.shape[2:], how.stride, how.padding, more, strict=True)
+        size = [(n - 1) * s - 2 * p + k + m for n, k, s, p, m in sides]
+        return gathered(x, w, b, how, size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        w = weight.to(x.dtype)
         return (
-            convolution(g, weight, None, ctx.how) if wants_x else None,
-            of_kernel(x, g, weight, ctx.how) if wants_weight else None,
-            g.sum((0, 2, 3)) if wants_bias else None,
+            convolution(g, w, None, ctx.how) if wants_x else None,
+            of_kernel(x, g, w, ctx.how).to(weight.dtype) if wants_weight else None,
+            g.sum((0, 2, 3), dtype=weight.dtype) if wants_bias else None,
             None,
             None,
         )
