@@ -131,3 +131,13 @@ def test_small_maps_go_through_products(name):
     assert ("aten::convolution" in calls) == (name not in TINY)
     assert ("aten::convolution_backward" in calls) == (name not in TINY)
     assert ("aten::mm" in calls) == (name != "none")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_activation_may_work_in_place(dtype, batch):
+    for net, size in (Conv2d(4, 32, 4), (4, 4)), (ConvTranspose2d(32, 4, 4), (1, 1)):
+        net = net.to(dtype=dtype)
+        x = random(batch, net.in_channels, *size, dtype=dtype)
+        F.leaky_relu(net(x), 0.2, inplace=True).sum().backward()
+        assert x.grad is not None

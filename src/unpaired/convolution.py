@@ -225,7 +225,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Ten
         return F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
     rows, columns = by_taps(weight).flatten(1), patches(x, weight, how).T
     y = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
-    return y.view(-1, len(x), h, w).transpose(0, 1).contiguous(memory_format=LAST)
+    return as_map(y.view(-1, len(x), h, w).transpose(0, 1), x.dtype)
 
 
 def of_input(g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
@@ -250,7 +250,7 @@ def gathered(
             whole[:, i : i + s * h : s, j : j + t * w : t] += taps[:, :, :, i, j]
     whole = whole[:, p : p + height, q : q + width]
     whole = whole if bias is None else whole + bias
-    return whole.to(g.dtype).permute(0, 3, 1, 2).contiguous(memory_format=LAST)
+    return as_map(whole.permute(0, 3, 1, 2), g.dtype)
 
 
 def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
@@ -302,6 +302,11 @@ def patches(x: Tensor, weight: Tensor, how: How) -> Tensor:
 def pixels(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B H W, C)."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_map(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, channels last: what a function of our own gives must not be a view, or nothing may change it in place."""
+    return torch.empty(y.shape, dtype=dtype, memory_format=LAST).copy_(y)
 
 
 def by_taps(weight: Tensor) -> Tensor:
