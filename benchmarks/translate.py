@@ -25,12 +25,14 @@ import torch
 from PIL import Image
 from plain import Generator
 from running import table
+from steps import DEFAULTS
 from torch import nn
 
 from unpaired.checkpoint import save_model
 from unpaired.cli import main as unpaired
 from unpaired.config import load
 from unpaired.data.scenes import Scenes
+from unpaired.heap import set_malloc
 from unpaired.translator import Translator, metadata, random_styles
 
 
@@ -113,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for folder in turns:
             files = sorted(folder.iterdir())
             pictures = len(files) * args.styles
+            set_malloc(DEFAULTS)  # ours has changed them
             begun = time.perf_counter()
             for image in files:
                 plain.translate(image, out / "plain")

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unpaired import Translator, pictures, train
+from unpaired import Translator, pictures, train, translate
 from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
 from unpaired.data.intake import write_png
 from unpaired.data.scenes import Scenes
-from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.errors import ConfigProblem, DataProblem, StorageProblem
 from unpaired.pictures import enlarged, sheet, to_images
 from unpaired.translate import inputs
 from unpaired.translator import file_names, random_styles
@@ -418,6 +418,24 @@ def test_no_domain_takes_the_file_name_of_another():
     names = file_names(["a b", "a_b", "A b", "की", "का", "a_b_2", "🐱", "🐶"])
     assert names["a b"] == "a_b" and names["की"] == "की"
     assert len({name.casefold() for name in names.values()}) == 8
+
+
+def test_a_full_disk_ends_it_and_keeps_the_pictures_before(
+    run, photo, tmp_path, monkeypatch, capsys
+):
+    """Pictures are written beside the translating: what fails there must not pass unseen."""
+
+    def full(path, image):
+        if path.stem.endswith(("-05", "-06")):
+            raise StorageProblem(f"{path} could not be written")
+        write_png(path, image)
+
+    monkeypatch.setattr(translate, "write_png", full)
+    words = [str(run), str(photo), "--to", "painted", "--styles", "8", "--out", str(tmp_path)]
+    assert main(["translate", *words]) == StorageProblem.exit_code
+    assert "-05.png could not be written" in capsys.readouterr().err
+    written = {path.stem[-2:] for path in tmp_path.glob("*.png")}
+    assert {"00", "01", "02", "03", "04"} <= written <= {"00", "01", "02", "03", "04", "07"}
 
 
 def note(folder):

@@ -6,8 +6,11 @@ import argparse
 import hashlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +20,13 @@ from torch import Tensor
 from unpaired.data.folders import images_below
 from unpaired.data.intake import BadImage, escape, examine, placed, write_png
 from unpaired.errors import ConfigProblem, DataProblem
+from unpaired.heap import keep_freed
 from unpaired.pictures import enlarged, sheet, stack, to_images
 from unpaired.progress import say
 from unpaired.translator import Style, Translator, file_names, linspace, room
 
 SHEET_ROWS = 24
+PENDING = 64  # pictures that wait to be written
 ALL = -1  # `--component all`
 Rows = list[list[Image.Image | None]]
 
@@ -58,21 +63,24 @@ def translate_files(args: argparse.Namespace) -> int:
     sources = {source for source, _, _ in ways.values()}
     bad: list[Path] = []
     done = 0
-    for group in groups(translator, inputs(args.images, out, bad), args.size, bad):
-        x = torch.cat([image for _, image in group])
-        contents = {source: translator.contents(x, source) for source in sources}
-        for (to, k), rows in sheets.items():
-            source, target, codes = ways[to, k]
-            pictures = translator.pictures(contents[source], x, target, codes)
-            each = len(pictures) // len(group)
-            which = files[to] + way(k, args)
-            for (name, _), shown in zip(group, to_images(x), strict=True):
-                outputs, pictures = pictures[:each], pictures[each:]
-                for i, output in enumerate(outputs):
-                    write_png(placed(out / f"{name}-{which}-{i:02d}.png"), np.asarray(output))
-                if len(rows) < SHEET_ROWS:
-                    rows.append([enlarged(shown), *map(enlarged, outputs)])
-        done += len(group)
+    if translator.device.type == "cpu":
+        keep_freed()
+    with Writer() as writer:
+        for group in groups(translator, inputs(args.images, out, bad), args.size, bad):
+            x = torch.cat([image for _, image in group])
+            contents = {source: translator.contents(x, source) for source in sources}
+            for (to, k), rows in sheets.items():
+                source, target, codes = ways[to, k]
+                pictures = translator.pictures(contents[source], x, target, codes)
+                each = len(pictures) // len(group)
+                which = files[to] + way(k, args)
+                for (name, _), shown in zip(group, to_images(x), strict=True):
+                    outputs, pictures = pictures[:each], pictures[each:]
+                    for i, output in enumerate(outputs):
+                        writer.add(placed(out / f"{name}-{which}-{i:02d}.png"), output)
+                    if len(rows) < SHEET_ROWS:
+                        rows.append([enlarged(shown), *map(enlarged, outputs)])
+            done += len(group)
     if not done:
         raise DataProblem(f"No image of {escape(args.images)} can be read: see the lines above.")
     for to in targets:
@@ -89,6 +97,28 @@ def translate_files(args: argparse.Namespace) -> int:
             f"{'all' if done <= SHEET_ROWS else f'the first {SHEET_ROWS}'} on one sheet: {written}"
         )
     return DataProblem.exit_code if bad and args.strict else 0
+
+
+class Writer:
+    """Writes pictures beside the translating, as many at a time as there are cores: packing takes milliseconds each."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def add(self, file: Path, picture: Image.Image) -> None:
+        """Waits where many are still to be written. Raises what writing an earlier one raised."""
+        self.pending.append(self.pool.submit(write_png, file, np.asarray(picture)))
+        while self.pending and (self.pending[0].done() or len(self.pending) > PENDING):
+            self.pending.popleft().result()
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self.pool.shutdown()  # what was translated is written, whatever came after
+        for picture in () if kind else self.pending:
+            picture.result()
 
 
 def way(component: int | None, args: argparse.Namespace) -> str:
