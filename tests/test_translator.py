@@ -16,7 +16,7 @@ from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem, DataProblem, StorageProblem
 from unpaired.pictures import enlarged, sheet, to_images
 from unpaired.translate import inputs
-from unpaired.translator import file_names, random_styles
+from unpaired.translator import file_names, linspace, random_styles
 
 
 @pytest.fixture(scope="module")
@@ -436,6 +436,12 @@ def test_a_full_disk_ends_it_and_keeps_the_pictures_before(
     assert "-05.png could not be written" in capsys.readouterr().err
     written = {path.stem[-2:] for path in tmp_path.glob("*.png")}
     assert {"00", "01", "02", "03", "04"} <= written <= {"00", "01", "02", "03", "04", "07"}
+
+
+def test_the_middle_of_a_sweep_is_nothing():
+    assert linspace(-2, 2, 7)[3] == linspace(-0.7, 0.7, 9)[4] == 0
+    assert linspace(-1.5, 2.25, 5) == [-1.5, -0.5625, 0.375, 1.3125, 2.25]
+    assert linspace(0.1, 0.7, 4)[0] == 0.1 and linspace(0.1, 0.7, 4)[-1] == 0.7
 
 
 def note(folder):

@@ -383,8 +383,9 @@ def room(x: Tensor) -> int:
 
 
 def linspace(low: float, high: float, steps: int) -> list[float]:
-    """`steps` evenly spaced numbers, ends included."""
-    return torch.linspace(low, high, steps, dtype=torch.float64).tolist()
+    """`steps` evenly spaced numbers, ends included; the middle of symmetric ones is 0."""
+    parts = [i / (steps - 1) for i in range(steps)]
+    return [low * (1 - t) + high * t for t in parts]
 
 
 def check_seed(seed: int) -> None:
