@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from unpaired import convolution
 from unpaired.convolution import Conv2d, ConvTranspose2d, Twice, conv2d
 from unpaired.losses import r1
 
@@ -21,6 +22,11 @@ SHAPES = {
     "none": (2, (12, 12), 4, 4, 3, 1, 1),
 }
 TINY = ("tiny", "one position", "tiny, halved")
+
+
+@pytest.fixture(autouse=True)
+def however_few_weights(monkeypatch):
+    monkeypatch.setattr(convolution, "LEAST", 0)
 
 
 def random(*shape, dtype=torch.float64):
@@ -131,6 +137,14 @@ def test_small_maps_go_through_products(name):
     assert ("aten::convolution" in calls) == (name not in TINY)
     assert ("aten::convolution_backward" in calls) == (name not in TINY)
     assert ("aten::mm" in calls) == (name != "none")
+
+
+def test_small_kernels_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(convolution, "LEAST", 16 * 6 * 16 + 1)
+    x, weight = random(1, 6, 4, 4, dtype=torch.float32), random(16, 6, 4, 4, dtype=torch.float32)
+    with torch.profiler.profile() as trace:
+        conv2d(x, weight).sum().backward()
+    assert "aten::mm" not in {e.name for e in trace.events()}
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 LAST = torch.channels_last
+LEAST = 2**17  # weights of a kernel from which it pays: below, calls cost more than they save
 _of_inputs = False  # the gradient that is being made is that of the images alone
 
 
@@ -61,7 +62,7 @@ def conv2d(
 ) -> Tensor:
     """`F.conv2d`: on a CPU, where maps are small for their kernels, by matrix products. The same to rounding."""
     how = How(pair(stride), pair(padding))
-    if x.is_cpu and not torch.compiler.is_compiling():
+    if x.is_cpu and weight.numel() >= LEAST:
         h, w = sides(x, weight, how)
         if pays(x, weight, len(x) * h * w):
             return Convolution.apply(narrowed(x), weight, bias, how)
@@ -70,15 +71,15 @@ def conv2d(
 
 def pays(x: Tensor, weight: Tensor, places: int) -> bool:
     """Whether the gradient of `weight` (C', C, k, k) is faster as a matrix product, for that many positions of C'."""
-    if not x.is_cpu or torch.compiler.is_compiling() or weight.shape[2:].numel() == 1:
+    if not x.is_cpu or weight.numel() < LEAST or weight.shape[2:].numel() == 1:
         return False
     size = 2 if torch.is_autocast_enabled("cpu") else x.element_size()
-    return 0 < places <= (8 if size == 2 else 2) * len(weight)
+    return 0 < places <= (8 if size == 2 else 2) * len(weight) and not torch.compiler.is_compiling()
 
 
 def tiny(weight: Tensor, places: int) -> bool:
     """Whether the convolution and the gradient of its input are, too."""
-    return 4 * places <= len(weight)
+    return 4 * places <= len(weight) and weight.numel() >= LEAST
 
 
 def narrowed(x: Tensor) -> Tensor:
