@@ -47,7 +47,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """`nn.ConvTranspose2d`, with its small maps as those of `conv2d`."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if output_size or not pays(x, self.weight, positions(x)):
+        if output_size or not able(x, self.weight) or not few(x, self.weight, positions(x)):
             return super().forward(x, output_size)
         how = How(self.stride, self.padding)  # type: ignore[arg-type]
         return Transposed.apply(narrowed(x), self.weight, self.bias, how, self.output_padding)
@@ -62,24 +62,28 @@ def conv2d(
 ) -> Tensor:
     """`F.conv2d`: on a CPU, where maps are small for their kernels, by matrix products. The same to rounding."""
     how = How(pair(stride), pair(padding))
-    if x.is_cpu and weight.numel() >= LEAST:
+    if able(x, weight):
         h, w = sides(x, weight, how)
-        if pays(x, weight, len(x) * h * w):
+        if few(x, weight, len(x) * h * w):
             return Convolution.apply(narrowed(x), weight, bias, how)
     return F.conv2d(x, weight, bias, how.stride, how.padding)
 
 
-def pays(x: Tensor, weight: Tensor, places: int) -> bool:
-    """Whether the gradient of `weight` (C', C, k, k) is faster as a matrix product, for that many positions of C'."""
-    if not x.is_cpu or weight.numel() < LEAST or weight.shape[2:].numel() == 1:
-        return False
+def able(x: Tensor, weight: Tensor) -> bool:
+    """Whether products may take the place of convolutions by `weight` (C', C, k, k)."""
+    large = weight.numel() >= LEAST and weight.shape[2:].numel() > 1
+    return large and x.is_cpu and not torch.compiler.is_compiling()
+
+
+def few(x: Tensor, weight: Tensor, places: int) -> bool:
+    """Whether the gradient of `weight` is faster as a product, for that many positions of C'."""
     size = 2 if torch.is_autocast_enabled("cpu") else x.element_size()
-    return 0 < places <= (8 if size == 2 else 2) * len(weight) and not torch.compiler.is_compiling()
+    return 0 < places <= (8 if size == 2 else 2) * len(weight)
 
 
 def tiny(weight: Tensor, places: int) -> bool:
     """Whether the convolution and the gradient of its input are, too."""
-    return 4 * places <= len(weight) and weight.numel() >= LEAST
+    return 4 * places <= len(weight)
 
 
 def narrowed(x: Tensor) -> Tensor:
@@ -222,7 +226,7 @@ class Transposed(torch.autograd.Function):
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
     h, w = sides(x, weight, how)
-    if not by_products(x, how) or not tiny(weight, len(x) * h * w):
+    if not by_products(x, weight, how) or not tiny(weight, len(x) * h * w):
         return F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
     rows, columns = by_taps(weight).flatten(1), patches(x, weight, how).T
     y = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
@@ -231,7 +235,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Ten
 
 def of_input(g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
     """The gradient of an input `x`, of which the shape matters alone, from that of the output (B, C', h, w)."""
-    if by_products(g, how) and tiny(weight, positions(g)):
+    if by_products(g, weight, how) and tiny(weight, positions(g)):
         return gathered(g, weight, None, how, x.shape[2:])
     only = [True, False, False]
     return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[0]
@@ -256,7 +260,7 @@ def gathered(
 
 def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
     """The gradient of a kernel, of which the shape matters alone."""
-    if not by_products(g, how) or not pays(g, weight, positions(g)):
+    if not by_products(g, weight, how) or not few(g, weight, positions(g)):
         only = [False, True, False]
         return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[1]
     c, _, kh, kw = weight.shape
@@ -264,10 +268,10 @@ def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
     return found.view(c, kh, kw, -1).permute(0, 3, 1, 2)
 
 
-def by_products(x: Tensor, how: How) -> bool:
+def by_products(x: Tensor, weight: Tensor, how: How) -> bool:
     """Whether there are formulas here for it: not for derivatives of derivatives."""
     plain = list(how.dilation) == [1, 1] and how.groups == 1
-    return x.is_cpu and plain and not torch.is_grad_enabled()
+    return plain and able(x, weight) and not torch.is_grad_enabled()
 
 
 def positions(x: Tensor) -> int:
