@@ -79,7 +79,8 @@ def discriminator_wins(log: Records) -> str | None:
             if 0 <= max(values[-RECORDS:]) < WON * start:
                 return (
                     f"The discriminator has won: its loss {name} fell from {start:.3g} to {values[-1]:.3g}, so the "
-                    "generator learns nothing more. Lower optim.D*.lr, or give it more or more varied images."
+                    "generator learns nothing more. Lower the learning rate of the discriminators (such as optim.D.lr: "
+                    "config.yaml names the networks), or give it more or more varied images."
                 )
     return None
 

@@ -244,14 +244,19 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         nargs="+",
         metavar="DIR",
-        help="a folder, two folders, or `scenes` for the built-in ones",
+        help="a folder, several folders, a list, or `scenes` for the built-in ones",
     )
     c.add_argument(
         "--preset",
         choices=("small", "paper"),
         help="small: minutes on a CPU; paper: the publication's settings",
     )
-    c.add_argument("--out", type=Path, metavar="RUN", help="the run folder (default: runs/METHOD)")
+    c.add_argument(
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="the run folder (default: runs/METHOD, or runs/METHOD-2, ... where taken)",
+    )
     c.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run, exactly where it was"
     )

@@ -713,7 +713,7 @@ class Trainer:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigProblem(
-                "train.tensorboard needs the extra `log`: pip install 'unpaired[log]'."
+                "train.tensorboard needs the extra `log`: in the checkout, pip install -e '.[log]'."
             ) from None
         writer = SummaryWriter(str(self.folder.path / "tensorboard"))
 
