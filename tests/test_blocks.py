@@ -76,6 +76,32 @@ def test_a_convolution_to_few_channels_is_a_convolution(k, padding, biased):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_convolution_to_few_channels_is_differentiated_twice(padding):
+    """Also as the last layer under a sum of scores, where what comes in is a constant."""
+    torch.manual_seed(0)
+    convs = [torch.nn.Conv2d(2, 4, 3), torch.nn.Softplus(), ConvToFew(4, 1, 3, padding=padding)]
+    D = torch.nn.Sequential(*convs).double()
+    plain = copy.deepcopy(D)
+    plain[2].__class__ = torch.nn.Conv2d
+    x = torch.randn(2, 2, 8, 7, dtype=torch.float64, requires_grad=True)
+    penalties = [r1(net(x).sum((1, 2, 3)), x) for net in (D, plain)]
+    for net, penalty in zip((D, plain), penalties, strict=True):
+        penalty.backward(inputs=[p for p in net.parameters() if p.dim() > 1])
+    for p, q in zip(D.parameters(), plain.parameters(), strict=True):
+        if p.dim() > 1:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [InstanceNorm, LayerNorm, FilterResponseNorm])
+def test_what_has_no_second_derivative_says_so(norm):
+    """And not only where what comes in is no constant, as torch does: half a gradient would come of it."""
+    layer, x = norm(3), torch.randn(2, 3, 4, 5, requires_grad=True)
+    layer(x).sum().backward()
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+
+
 @pytest.mark.parametrize("size", [(2, 2), (7, 9), (16, 6)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_down_conv_is_a_convolution_then_pooling(size, biased):

@@ -227,14 +227,20 @@ def test_start_fresh_sets_everything_aside_and_deletes_nothing(run: RunFolder) -
         two_checkpoints(run)
         run.mark_best(10)
         run.append_log({"step": 20})
-        for name in ("samples/sheet.png", "metrics.json", "my notes.txt"):
+        for name in (
+            "samples/sheet.png",
+            "metrics.json",
+            "model-best.metrics.json",
+            "my notes.txt",
+        ):
             (run.path / name).write_text("of the old run")
         run.start_fresh()
         assert run.newest() is None and run.best() is None and run.read_log() == []
         old = RunFolder(run.path / ("earlier" if number == 1 else f"earlier.{number}"))
         assert equal(old.newest(), 20) and old.best() == 10 and old.read_log() == [{"step": 20}]
         assert (old.samples / "sheet.png").exists() and not any(run.samples.iterdir())
-        assert (old.path / "metrics.json").exists() and not (run.path / "metrics.json").exists()
+        for name in ("metrics.json", "model-best.metrics.json"):
+            assert (old.path / name).exists() and not (run.path / name).exists()
         assert (run.path / "my notes.txt").exists()
     run.start_fresh()  # nothing is there to be set aside
     assert len(list(run.path.glob("earlier*"))) == 2

@@ -77,6 +77,11 @@ def test_a_transposed_convolution_is_torchs(k, more, c_in, biased):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+def test_a_map_smaller_than_its_kernel_is_refused_as_by_torch():
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        conv2d(random(1, 2, 2, 2), random(8, 2, 4, 4))
+
+
 @pytest.mark.parametrize("twice", [True, False])
 def test_a_penalty_on_small_maps_is_torchs(twice):
     """Second derivatives, under `Twice` and by autograd."""

@@ -21,6 +21,7 @@ def write_metrics(run, swd, digest="abc"):
     figures = {"SWD": swd, "coverage": swd, "change": swd}
     data = {"root": "scenes", "size": [16, 16], "domains": {"outline": {"digest": digest}}}
     measured = {"protocol": {"name": "quick"}, "split": "test", "data": data, "step": 1}
+    measured["format"] = "unpaired metrics 1"
     measured["model"] = {"sha256": sha256(run / "model.safetensors")}
     measured["means"] = {"latent": {"model": figures, "real": {"SWD": 0}}}
     (run / "metrics.json").write_text(json.dumps(measured))
@@ -87,7 +88,13 @@ def test_figures_of_another_model_are_not_shown(runs):
     path.write_text(whole.replace('"sha256": "', '"sha256": "0'))
     text = report.figures([("munit", None)], [runs / "munit"])
     path.write_text(whole)
-    assert "<table>" not in text and "munit (measured at step 1)" in text and "Not measured" in text
+    assert "<table>" not in text and "munit (measured at step 1)" in text
+    assert "Not measured" not in text  # it was, as the page says
+    for other in ("{}", '{"means": {}}', '{"format": "unpaired metrics 0", "model": {}}'):
+        path.write_text(other)
+        text = report.figures([("munit", None)], [runs / "munit"])
+        assert "Not measured: munit" in text and "measured at step" not in text
+    path.write_text(whole)
 
 
 def test_a_memorised_image_is_its_own_neighbour():

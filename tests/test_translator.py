@@ -14,9 +14,10 @@ from unpaired.cli import main
 from unpaired.data.intake import write_png
 from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem, DataProblem, StorageProblem
+from unpaired.heap import keep_freed
 from unpaired.pictures import enlarged, sheet, to_images
 from unpaired.translate import inputs
-from unpaired.translator import file_names, linspace, random_styles
+from unpaired.translator import file_names, linspace, random_styles, room
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +197,7 @@ def test_a_folder_is_translated_in_batches(run, tmp_path, monkeypatch):
         scene = Scenes("outline", size, "test", 0, 9)[i]
         Image.fromarray(scene.image).save(tmp_path / "in" / f"{i}.png")
     monkeypatch.setattr("unpaired.translator.CHUNK_PIXELS", 3 * 20 * 16)
+    monkeypatch.setattr("unpaired.translator.KEPT_CHUNKS", 1)  # the command keeps freed memory
     encoded, decoded = [], []
     cls = type(Translator.load(run).method)
     encode, decode = cls.encode_content, cls.decode
@@ -465,6 +467,30 @@ def test_colours_are_the_networks():
     assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 191, 255, 255]  # clamped, not stretched
 
 
+def test_more_is_worked_at_once_where_freed_memory_is_kept(monkeypatch):
+    x = torch.empty(1, 3, 256, 256, device="meta")
+    monkeypatch.setattr("unpaired.heap._kept", False)
+    assert room(x) == 1
+    if keep_freed():
+        assert room(x) == 4
+
+
+@pytest.mark.parametrize(
+    "status, said",
+    [
+        ("", "is not a run"),
+        ("[]", "is not a run"),
+        ('{"reason": "\\u001b[2J gone"}', r"no model so far: \\x1b\[2J gone"),
+        ('{"reason": ""}', "it has not saved yet"),
+    ],
+)
+def test_a_folder_without_a_model_is_told(tmp_path, status, said):
+    """Whatever lies in it: it may be somebody else's."""
+    (tmp_path / "status.json").write_text(status)
+    with pytest.raises(ConfigProblem, match=said):
+        Translator.load(tmp_path)
+
+
 def test_sheet_has_the_input_at_its_left():
     red, blue = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
     page = sheet([[red, blue, blue]])
@@ -478,6 +504,7 @@ def test_plausible_mistakes_are_one_sentence(run, photo, tmp_path, capsys):
         "styles": lambda: t.translate(photo, to="painted", styles=0),
         "steps": lambda: t.interpolate(photo, 1, 2, to="painted", steps=0),
         "--sweep": lambda: t.sweep(photo, "painted", 0, low=float("nan")),
+        "at least 2 --steps": lambda: t.sweep(photo, "painted", 0, steps=1),
         "finite": lambda: t.sweep(photo, "painted", 0, low=1, high=1),
         "list": lambda: t.translate([photo], to="painted"),
         "H, W, 3": lambda: t.translate(np.zeros((0, 5, 3), np.uint8), to="painted"),

@@ -77,7 +77,8 @@ _BINARY = getattr(os, "O_BINARY", 0)
 _FILES = ("tensors.safetensors", "state.json")  # of a checkpoint, besides its manifest
 _RUN = (  # what training and looking at it write; not the lock, nor translations
     "checkpoints samples tensorboard config.yaml status.json log.jsonl best.json dataset.json bad_files.jsonl "
-    "model.safetensors model-best.safetensors index.html metrics.json domains.json domains.html"
+    "model.safetensors model-best.safetensors index.html metrics.json model.metrics.json model-best.metrics.json "
+    "domains.json domains.html"
 ).split()
 _TEMPORARY = re.compile(r"\.tmp-(\d+-)?\d+-[0-9a-f]{8}")  # ours, half-written
 _OURS = re.compile(r"step-\d{8,}(\.(\d+\.)?old)?")  # the names that we give, and may rotate away

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -64,7 +64,7 @@ def conv2d(
     how = How(pair(stride), pair(padding))
     if able(x, weight):
         h, w = sides(x, weight, how)
-        if few(x, weight, len(x) * h * w):
+        if min(h, w) > 0 and few(x, weight, len(x) * h * w):
             return Convolution.apply(narrowed(x), weight, bias, how)
     return F.conv2d(x, weight, bias, how.stride, how.padding)
 
@@ -146,6 +146,19 @@ def of_inputs_alone() -> bool:
     return _of_inputs
 
 
+def once(backward: Callable) -> Callable:
+    """A backward pass that has no derivative, and says so. Torch's own mark is silent where what comes in is constant,
+    as it is under a sum of scores."""
+
+    @wraps(backward)
+    def checked(ctx: Any, *g: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{type(ctx).__name__} cannot be differentiated twice.")
+        return backward(ctx, *g)
+
+    return checked
+
+
 class Convolution(torch.autograd.Function):
     """In the format of `x`; weights are kept in their own and narrowed again for the backward pass, which is cheap."""
 
@@ -181,7 +194,7 @@ class OfInput(torch.autograd.Function):
         return of_input(g, weight, x, how)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
         g, weight = ctx.saved_tensors
         wants_g, wants_weight, *_ = ctx.needs_input_grad
@@ -210,7 +223,7 @@ class Transposed(torch.autograd.Function):
         return gathered(x, w, b, how, size)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]

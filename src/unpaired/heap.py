@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # M_... of malloc.h
+_kept = False
 
 
 def keep_freed() -> bool:
@@ -14,8 +15,15 @@ def keep_freed() -> bool:
     The system hands memory out page by page, each cleared: with glibc's defaults a step of MUNIT at 256 px asks for up
     to 100,000 pages. The peak is the same. C libraries other than glibc are left as they are.
     """
+    global _kept
     # Nothing is mapped on its own, and the top of the heap is never given back
-    return set_malloc({MMAP_MAX: 0, TRIM_THRESHOLD: -1})
+    _kept = set_malloc({MMAP_MAX: 0, TRIM_THRESHOLD: -1})
+    return _kept
+
+
+def freed_is_kept() -> bool:
+    """Whether that was arranged in this process."""
+    return _kept
 
 
 def set_malloc(options: dict[int, int]) -> bool:

@@ -20,7 +20,7 @@ from unpaired.checkpoint import RunFolder, write_atomic
 from unpaired.data.batches import Pictures, middle, spread
 from unpaired.data.datasets import Dataset
 from unpaired.errors import ConfigProblem
-from unpaired.metrics.evaluation import metrics_file, model_file
+from unpaired.metrics.evaluation import FORMAT, metrics_file, model_file
 from unpaired.metrics.features import sha256
 from unpaired.metrics.images import open_images
 from unpaired.metrics.table import metric
@@ -77,27 +77,30 @@ def figures(models: Sequence[tuple[str, Translator]], runs: Sequence[Path]) -> s
     """A table for each protocol, set of images and way to a style, the best of each metric in bold; runs are comparable
     within one. Figures of another model than the one that is there now are left out, and reported."""
     tables: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
-    stale = []
+    stale: dict[str, str] = {}
     for (name, _), run in zip(models, runs, strict=True):
         path = metrics_file(run)
         measured = json.loads(path.read_bytes()) if path.is_file() else {}
-        if measured and measured["model"]["sha256"] != sha256(model_file(run)):
-            stale.append(f"{name} (measured at step {measured['step']})")
-            measured = {}
-        for way, rows in measured.get("means", {}).items():
+        if measured.get("format") != FORMAT:  # none, or of an earlier version
+            continue
+        if measured["model"]["sha256"] != sha256(model_file(run)):
+            stale[name] = f"{name} (measured at step {measured['step']})"
+            continue
+        for way, rows in measured["means"].items():
             tables.setdefault((way, *conditions(measured)), {})[name] = rows["model"]
     parts = ["<h2>Figures</h2>"]
     for (way, said, *_), rows in tables.items():
         title = f"{said}: {page.WAYS.get(way, way)}"
         parts.append(f"<h3>{html.escape(title)}</h3>{comparison(rows)}")
-    missing = [name for name, _ in models if not any(name in rows for rows in tables.values())]
+    found = {name for rows in tables.values() for name in rows} | stale.keys()
+    missing = [name for name, _ in models if name not in found]
     if missing:
         parts.append(
             f"<p class=soft>Not measured: {html.escape(', '.join(missing))}; say <code>unpaired evaluate RUN</code></p>"
         )
     if stale:
         parts.append(
-            f"<p class=soft>Trained on since they were measured: {html.escape(', '.join(stale))}</p>"
+            f"<p class=soft>Trained on since they were measured: {html.escape(', '.join(stale.values()))}</p>"
         )
     return "".join(parts)
 

@@ -17,19 +17,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unpaired.checkpoint import load_model
+from unpaired.checkpoint import RunFolder, load_model
 from unpaired.config import Run, nearest, resolve
 from unpaired.data.batches import covering, luminance, spread
 from unpaired.data.datasets import Dataset
 from unpaired.data.intake import TRAIN, escape, read_image, upright_rgb
 from unpaired.errors import ConfigProblem, DataProblem, Problem
+from unpaired.heap import freed_is_kept
 from unpaired.method import Method
 from unpaired.pictures import enlarged, from_array, sheet, to_images
 
 FORMAT = "unpaired model 1"
 # Pixels decoded at once on a CPU: of larger maps the system gives and takes back the memory each time
 CHUNK_PIXELS = 1 << 16
-GPU_CHUNKS = 64  # as many of these on a GPU
+KEPT_CHUNKS = 4  # as many of these where freed memory stays with the process
+GPU_CHUNKS = 64  # and on a GPU
 SPREAD = 1000  # random styles that tell how far a component goes
 SHEET_DOMAINS = 8  # target domains that get sample sheets
 
@@ -63,8 +65,8 @@ class Translator:
         path = Path(path)
         file = path / "model.safetensors" if path.is_dir() else path
         if not file.exists():
-            if (status := path / "status.json").is_file():
-                reason = json.loads(status.read_bytes()).get("reason") or "it has not saved yet"
+            if status := RunFolder(path).read_status():
+                reason = escape(str(status.get("reason") or "it has not saved yet"))
                 raise ConfigProblem(f"The run in {escape(path)} holds no model so far: {reason}")
             raise ConfigProblem(
                 f"{escape(path)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`."
@@ -378,13 +380,13 @@ class Translator:
 
 def room(x: Tensor) -> int:
     """How many images of the size and on the device of `x` are worth working together."""
-    pixels = CHUNK_PIXELS * (GPU_CHUNKS if x.device.type == "cuda" else 1)
-    return max(1, pixels // (x.shape[2] * x.shape[3]))
+    chunks = GPU_CHUNKS if x.device.type == "cuda" else KEPT_CHUNKS if freed_is_kept() else 1
+    return max(1, chunks * CHUNK_PIXELS // (x.shape[2] * x.shape[3]))
 
 
 def linspace(low: float, high: float, steps: int) -> list[float]:
     """`steps` evenly spaced numbers, ends included; the middle of symmetric ones is 0."""
-    parts = [i / (steps - 1) for i in range(steps)]
+    parts = [i / max(steps - 1, 1) for i in range(steps)]
     return [low * (1 - t) + high * t for t in parts]
 
 

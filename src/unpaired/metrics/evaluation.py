@@ -76,7 +76,7 @@ def evaluate(
     seed: int = 0,
     say: Say = say,
 ) -> dict[str, Any]:
-    """Measures a run folder or a model.safetensors; returns what it writes into `metrics.json` beside the model.
+    """Measures a run folder or a model.safetensors; returns what it writes (`metrics_file`).
 
     data: other images than the run's, with its domains. protocol: quick, munit, starganv2 or tunit. features: files of
     SqueezeNet 1.1 or Inception-v3, or "inception" to fetch it. lpips: files of a trunk and of heads. paired: held-out

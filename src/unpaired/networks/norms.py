@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from unpaired.convolution import of_inputs_alone
+from unpaired.convolution import of_inputs_alone, once
 from unpaired.networks.memory import remade
 
 
@@ -87,7 +86,7 @@ class Standardise(torch.autograd.Function):
         return apart(activated(y, slope).to(x.dtype), shape)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, k, b, mean, r, scale = ctx.saved_tensors
         g = before(ctx, g, x, k, b)
@@ -155,7 +154,7 @@ class StandardiseLayer(torch.autograd.Function):
         return apart(activated(scaled(x, k, shift), slope).to(x.dtype), k.shape)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, k, b, mean, std, q = ctx.saved_tensors
         n, g = g[0].numel(), before(ctx, g, x, k, b)
@@ -215,6 +214,8 @@ class FilterResponse(torch.autograd.Function):
         x, above, gamma, r = ctx.saved_tensors
         if of_inputs_alone():
             return FilterResponseOfInput.apply(g, x, above, gamma, r), None, None, None, None
+        if torch.is_grad_enabled():
+            raise RuntimeError("FilterResponse cannot be differentiated twice but by losses.r1.")
         x, g, above = widened(x), widened(g), widened(above)
         passed = torch.ops.aten.threshold_backward(g, above, 0)
         g_x, inner = filter_response_backward(passed, x, gamma, r)
@@ -234,7 +235,7 @@ class FilterResponseOfInput(torch.autograd.Function):
         return g_x.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         g, x, above, gamma, r, inner = ctx.saved_tensors
         v, x, above = widened(v), widened(x), widened(above)
