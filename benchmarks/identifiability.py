@@ -329,6 +329,7 @@ def runs(args: argparse.Namespace) -> list[tuple[str, int, int, dict[str, list[f
                     print(file.stem, figures, f"{time.monotonic() - start:.0f} s", flush=True)
                     write_atomic(file, json.dumps(figures | {"settings": args.settings}).encode())
                 known = json.loads(file.read_text())
+                known.pop("step", None)  # the same for all
                 if (said := known.pop("settings", args.settings)) != args.settings:
                     raise SystemExit(
                         f"{file} was made with the settings {' '.join(said) or '(none)'}: give the same, or move it."
@@ -342,8 +343,7 @@ def rows(done: Sequence[tuple[str, int, int, dict[str, list[float]]]]) -> list[l
     lines = []
     for kind, n, K, figures in done:
         where = "below" if K < 2 * n + 1 else "at" if K == 2 * n + 1 else "above"
-        spread = [v for name, v in figures.items() if name != "step"]
-        cells = [f"{np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in spread]
+        cells = [f"{np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in figures.values()]
         lines.append([kind, n, K, f"{where} {2 * n + 1}", *cells])
     return lines
 
@@ -410,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
     done = runs(args)
-    names = ["what", "n", "K", "2n + 1", *(name for name in done[0][3] if name != "step")]
+    names = ["what", "n", "K", "2n + 1", *(done[0][3])]
     text = (
         table(names, rows(done))
         + f"\nMeans over {args.seeds} seeds (least to most), {args.steps} steps. A random rotation of the "

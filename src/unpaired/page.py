@@ -88,6 +88,7 @@ def ended(folder: RunFolder) -> str:
     return html.escape(f"{word} ({reason})" if reason else word)
 
 
+METRICS = "unpaired metrics 1"  # the format of metrics.json
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -97,7 +98,7 @@ def figures(folder: RunFolder) -> str:
     if not path.is_file():
         return ""
     measured = json.loads(path.read_text(encoding="utf-8"))
-    if measured.get("format") != "unpaired metrics 1":
+    if measured.get("format") != METRICS:
         return ""  # of an earlier version: evaluate again
     columns = measured["columns"]
     classifiers = "".join(

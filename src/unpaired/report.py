@@ -20,7 +20,7 @@ from unpaired.checkpoint import RunFolder, write_atomic
 from unpaired.data.batches import Pictures, middle, spread
 from unpaired.data.datasets import Dataset
 from unpaired.errors import ConfigProblem
-from unpaired.metrics.evaluation import FORMAT, metrics_file, model_file
+from unpaired.metrics.evaluation import metrics_file, model_file
 from unpaired.metrics.features import sha256
 from unpaired.metrics.images import open_images
 from unpaired.metrics.table import metric
@@ -81,7 +81,7 @@ def figures(models: Sequence[tuple[str, Translator]], runs: Sequence[Path]) -> s
     for (name, _), run in zip(models, runs, strict=True):
         path = metrics_file(run)
         measured = json.loads(path.read_bytes()) if path.is_file() else {}
-        if measured.get("format") != FORMAT:  # none, or of an earlier version
+        if measured.get("format") != page.METRICS:  # none, or of an earlier version
             continue
         if measured["model"]["sha256"] != sha256(model_file(run)):
             stale[name] = f"{name} (measured at step {measured['step']})"

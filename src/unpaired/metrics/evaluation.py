@@ -53,8 +53,6 @@ from unpaired.metrics.validation import CHUNK, effective_number
 from unpaired.progress import say
 from unpaired.translator import Translator, check_seed
 
-FORMAT = "unpaired metrics 1"
-
 PROTOCOLS = {
     p.name: p
     for p in (
@@ -120,7 +118,7 @@ def evaluate(
             f"nothing, but {n} of {total} test images were trained on: figures flatter."
         )
     result: dict[str, Any] = {
-        "format": FORMAT,
+        "format": page.METRICS,
         "unpaired": unpaired.__version__,
         "method": config.method.name,
         "step": translator.step,
