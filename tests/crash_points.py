@@ -373,7 +373,14 @@ def compete(run: RunFolder, go: int, start: int, tell: int) -> None:
     try:
         run.create()
         with run.lock():
-            worker = fork(lambda: time.sleep(60))
+            born, alive = os.pipe()
+
+            def live() -> None:
+                os.write(alive, b".")
+                time.sleep(60)
+
+            worker = fork(live)
+            os.read(born, 1)  # until then it may hold a copy of the lock's descriptor
             os.write(tell, f"won {os.getpid()} {worker}\n".encode())
             time.sleep(60)
     except Locked as problem:
