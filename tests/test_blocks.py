@@ -18,6 +18,7 @@ from unpaired.networks.blocks import (
     Residual,
     UpConv,
     down_conv,
+    pad,
     reflect,
     up_conv,
     up_conv_zeros,
@@ -264,6 +265,23 @@ def kept(net, x):
         y = net(x)
     assert y.requires_grad
     return sum(e.self_cpu_memory_usage for e in noted.key_averages()) / x.nbytes
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+@pytest.mark.parametrize(("n", "size"), [(1, (2, 3)), (2, (3, 4)), (3, (4, 9)), (1, (8, 8))])
+def test_padding_before_a_convolution(mode, n, size):
+    """Values, gradient and its derivative are those of torch's, down to the smallest map that reflects."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    results = []
+    for padding in (pad, lambda t, n, mode: F.pad(t, (n,) * 4, mode=mode)):
+        y = F.conv2d(padding(x, n, mode), weight)
+        (g,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+        (twice,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        results.append([y, g, twice, *torch.autograd.grad(twice.pow(3).sum(), (x, weight))])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10)
 
 
 def test_a_padded_map_is_made_again_and_can_be_derived_twice(always):

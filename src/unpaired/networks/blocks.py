@@ -307,9 +307,42 @@ def reflect(x: Tensor, n: int) -> Tensor:
 
 
 def pad(x: Tensor, n: int, mode: str) -> Tensor:
-    """In the format of `x`: autocast would widen bf16 for it, on a CPU."""
+    """By "reflect" or "replicate", `n` pixels on each side of what a convolution is given next, in the format of `x`:
+    autocast would widen bf16 for it, on a CPU."""
     with torch.autocast(x.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            return F.pad(x, (n, n, n, n), mode=mode)
+        return Padded.apply(x, n, mode)
+
+
+class Padded(torch.autograd.Function):
+    """`F.pad`, whose gradient is that of the padded map, a view of it: what stands in the margin is added in place to
+    where the margin comes from. Torch's own kernel takes five to forty times as long, from a map of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int, mode: str) -> Tensor:
+        ctx.n, ctx.mode = n, mode
         return F.pad(x, (n, n, n, n), mode=mode)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        n, reflects = ctx.n, ctx.mode == "reflect"
+        inner = g[:, :, n:-n, n:-n]
+        if (
+            torch.is_grad_enabled()
+        ):  # it may be differentiated again, which what is done in place makes slow
+            aten = torch.ops.aten
+            gradient = (
+                aten.reflection_pad2d_backward if reflects else aten.replication_pad2d_backward
+            )
+            return gradient(g, inner, [n] * 4), None, None
+        for lines in (g.movedim(2, 0), g.movedim(3, 0)):
+            last = len(lines) - 1
+            for i in range(n):
+                at = 2 * n - i if reflects else n
+                lines[at] += lines[i]
+                lines[last - at] += lines[last - i]
+        return inner, None, None
 
 
 def kaiming(net: nn.Module) -> None:

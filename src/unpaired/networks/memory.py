@@ -56,17 +56,8 @@ def padded(x: Tensor, pad: Map, conv: Map) -> Tensor:
     """conv(pad(x)), for which autograd keeps `x` at most. `pad` may enlarge too: its gradient needs no values."""
     if not torch.is_grad_enabled() or not pays(x):
         return conv(pad(x))
-    device, again = x.device, getattr(x, "again", x.detach)
-
-    def form(t: Tensor) -> Tensor:
-        return torch.empty_like(t, device="meta")
-
-    def blank(kept: Tensor) -> Tensor:
-        return torch.empty_like(kept, device=device)
-
-    with torch.autograd.graph.saved_tensors_hooks(form, blank):
-        y = pad(x)
-    return without(remade(y, lambda: pad(again())), conv)
+    again = getattr(x, "again", x.detach)
+    return without(remade(pad(x), lambda: pad(again())), conv)
 
 
 def leaky_relu(x: Tensor, slope: float) -> Tensor:
