@@ -193,7 +193,19 @@ class FilterResponseNorm(nn.Module):
             r = (widened(x).square().mean((2, 3), keepdim=True) + self.eps).rsqrt()
             h = torch.addcmul(self.beta - self.tau, widened(x), self.gamma * r)
             return (F.relu(h) + self.tau).to(x.dtype)
-        return FilterResponse.apply(x, self.gamma, self.beta, self.tau, self.eps)
+        y = FilterResponse.apply(x, self.gamma, self.beta, self.tau, self.eps)
+        return remade(y, partial(response, y.grad_fn))
+
+
+def response(ctx: Any) -> Tensor:
+    """What `FilterResponse` gave, made again from what its node keeps."""
+    x, gamma, beta, tau, r = ctx.saved_tensors
+    return above(x, gamma, beta, tau, r).add_(tau).to(x.dtype)
+
+
+def above(x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, r: Tensor) -> Tensor:
+    """By how much s x + beta is above tau, 0 where it is not."""
+    return torch.addcmul(beta - tau, widened(x), gamma * r).relu_()
 
 
 class FilterResponse(torch.autograd.Function):
@@ -203,21 +215,20 @@ class FilterResponse(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, eps: float
     ) -> Tensor:
-        wide = widened(x)
-        r = (wide.square().mean((2, 3), keepdim=True) + eps).rsqrt_()
-        above = torch.addcmul(beta - tau, wide, gamma * r).relu_()
-        ctx.save_for_backward(x, above.to(x.dtype), gamma, r)
-        return (above + tau).to(x.dtype)
+        r = (widened(x).square().mean((2, 3), keepdim=True) + eps).rsqrt_()
+        ctx.save_for_backward(x, gamma, beta, tau, r)
+        return above(x, gamma, beta, tau, r).add_(tau).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, above, gamma, r = ctx.saved_tensors
+        kept = x, gamma, _, _, r = ctx.saved_tensors
         if of_inputs_alone():
-            return FilterResponseOfInput.apply(g, x, above, gamma, r), None, None, None, None
+            return FilterResponseOfInput.apply(g, *kept), None, None, None, None
         if torch.is_grad_enabled():
             raise RuntimeError("FilterResponse cannot be differentiated twice but by losses.r1.")
-        x, g, above = widened(x), widened(g), widened(above)
-        passed = torch.ops.aten.threshold_backward(g, above, 0)
+        g = widened(g)
+        passed = torch.ops.aten.threshold_backward(g, above(*kept), 0)
+        x = widened(x)
         g_x, inner = filter_response_backward(passed, x, gamma, r)
         g_beta = passed.sum((0, 2, 3), keepdim=True)
         g_tau = g.sum((0, 2, 3), keepdim=True) - g_beta
@@ -228,26 +239,28 @@ class FilterResponseOfInput(torch.autograd.Function):
     """The gradient of the input as a function of that of the output, of the input and of gamma."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, above: Tensor, gamma: Tensor, r: Tensor) -> Tensor:
-        passed = torch.ops.aten.threshold_backward(widened(g), widened(above), 0)
+    def forward(ctx: Any, g: Tensor, *kept: Tensor) -> Tensor:
+        x, gamma, _, _, r = kept
+        passed = torch.ops.aten.threshold_backward(widened(g), above(*kept), 0)
         g_x, inner = filter_response_backward(passed, widened(x), gamma, r)
-        ctx.save_for_backward(passed, x, above, gamma, r, inner)
+        ctx.save_for_backward(passed, inner, *kept)
         return g_x.to(x.dtype)
 
     @staticmethod
     @once
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        g, x, above, gamma, r, inner = ctx.saved_tensors
-        v, x, above = widened(v), widened(x), widened(above)
+        g, inner, *kept = ctx.saved_tensors
+        x, gamma, _, _, r = kept
+        v, x = widened(v), widened(x)
         n = x.shape[2] * x.shape[3]
         of_g, with_x = filter_response_backward(v, x, gamma, r)  # it is symmetric in g and v
-        of_g = torch.ops.aten.threshold_backward(of_g, above, 0)
+        of_g = torch.ops.aten.threshold_backward(of_g, above(*kept), 0)
         with_g = (v * g).sum((2, 3), keepdim=True)
         c = gamma * r**3 / n
         of_r = gamma * (with_g - 3 * r**2 / n * inner * with_x)
         of_x = (g * (-c * with_x)).addcmul_(v, -c * inner).addcmul_(x, of_r * r**3 / -n)
         of_gamma = (r * with_g - r**3 / n * inner * with_x).sum(0, keepdim=True)
-        return of_g, of_x, None, of_gamma, None
+        return of_g, of_x, of_gamma, None, None, None
 
 
 def filter_response_backward(

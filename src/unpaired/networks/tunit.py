@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from unpaired.convolution import Conv2d
 from unpaired.method import fp32
 from unpaired.networks.blocks import Conv, Residual, down_conv, kaiming, reflected, up_conv
+from unpaired.networks.memory import without
 from unpaired.networks.norms import FilterResponseNorm, InstanceNorm, adain
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -194,7 +195,7 @@ class FRNResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm_1(x)
-        h = down_conv(h, self.conv_1) if self.halves else self.conv_1(h)
-        h = self.conv_2(self.norm_2(h))
+        h = down_conv(h, self.conv_1) if self.halves else without(h, self.conv_1)
+        h = without(self.norm_2(h), self.conv_2)
         x = F.avg_pool2d(x, 2) if self.halves else x  # before the skip: a quarter of the work
         return (self.skip(x) + h) / math.sqrt(2)
