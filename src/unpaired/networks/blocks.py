@@ -328,13 +328,9 @@ class Padded(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         n, reflects = ctx.n, ctx.mode == "reflect"
         inner = g[:, :, n:-n, n:-n]
-        if (
-            torch.is_grad_enabled()
-        ):  # it may be differentiated again, which what is done in place makes slow
-            aten = torch.ops.aten
-            gradient = (
-                aten.reflection_pad2d_backward if reflects else aten.replication_pad2d_backward
-            )
+        if torch.is_grad_enabled():  # to be differentiated again, which writing in place makes slow
+            name = "reflection" if reflects else "replication"
+            gradient = getattr(torch.ops.aten, f"{name}_pad2d_backward")
             return gradient(g, inner, [n] * 4), None, None
         for lines in (g.movedim(2, 0), g.movedim(3, 0)):
             last = len(lines) - 1

@@ -194,13 +194,13 @@ class FilterResponseNorm(nn.Module):
             h = torch.addcmul(self.beta - self.tau, widened(x), self.gamma * r)
             return (F.relu(h) + self.tau).to(x.dtype)
         y = FilterResponse.apply(x, self.gamma, self.beta, self.tau, self.eps)
-        return remade(y, partial(response, y.grad_fn))
+        node = y.grad_fn
+        return remade(y, lambda: response(*node.saved_tensors).to(x.dtype))
 
 
-def response(ctx: Any) -> Tensor:
-    """What `FilterResponse` gave, made again from what its node keeps."""
-    x, gamma, beta, tau, r = ctx.saved_tensors
-    return above(x, gamma, beta, tau, r).add_(tau).to(x.dtype)
+def response(x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, r: Tensor) -> Tensor:
+    """max(s x + beta, tau), in fp32."""
+    return above(x, gamma, beta, tau, r).add_(tau)
 
 
 def above(x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, r: Tensor) -> Tensor:
@@ -215,20 +215,21 @@ class FilterResponse(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, eps: float
     ) -> Tensor:
-        r = (widened(x).square().mean((2, 3), keepdim=True) + eps).rsqrt_()
+        wide = widened(x)
+        r = (wide.square().mean((2, 3), keepdim=True) + eps).rsqrt_()
         ctx.save_for_backward(x, gamma, beta, tau, r)
-        return above(x, gamma, beta, tau, r).add_(tau).to(x.dtype)
+        return response(wide, gamma, beta, tau, r).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        kept = x, gamma, _, _, r = ctx.saved_tensors
+        x, gamma, beta, tau, r = ctx.saved_tensors
         if of_inputs_alone():
-            return FilterResponseOfInput.apply(g, *kept), None, None, None, None
+            g_x = FilterResponseOfInput.apply(g, x, gamma, beta, tau, r)
+            return g_x, None, None, None, None
         if torch.is_grad_enabled():
             raise RuntimeError("FilterResponse cannot be differentiated twice but by losses.r1.")
-        g = widened(g)
-        passed = torch.ops.aten.threshold_backward(g, above(*kept), 0)
-        x = widened(x)
+        x, g = widened(x), widened(g)
+        passed = torch.ops.aten.threshold_backward(g, above(x, gamma, beta, tau, r), 0)
         g_x, inner = filter_response_backward(passed, x, gamma, r)
         g_beta = passed.sum((0, 2, 3), keepdim=True)
         g_tau = g.sum((0, 2, 3), keepdim=True) - g_beta
@@ -239,22 +240,23 @@ class FilterResponseOfInput(torch.autograd.Function):
     """The gradient of the input as a function of that of the output, of the input and of gamma."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, *kept: Tensor) -> Tensor:
-        x, gamma, _, _, r = kept
-        passed = torch.ops.aten.threshold_backward(widened(g), above(*kept), 0)
-        g_x, inner = filter_response_backward(passed, widened(x), gamma, r)
-        ctx.save_for_backward(passed, inner, *kept)
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, tau: Tensor, r: Tensor
+    ) -> Tensor:
+        wide = widened(x)
+        passed = torch.ops.aten.threshold_backward(widened(g), above(wide, gamma, beta, tau, r), 0)
+        g_x, inner = filter_response_backward(passed, wide, gamma, r)
+        ctx.save_for_backward(passed, inner, x, gamma, beta, tau, r)
         return g_x.to(x.dtype)
 
     @staticmethod
     @once
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        g, inner, *kept = ctx.saved_tensors
-        x, gamma, _, _, r = kept
+        g, inner, x, gamma, beta, tau, r = ctx.saved_tensors
         v, x = widened(v), widened(x)
         n = x.shape[2] * x.shape[3]
         of_g, with_x = filter_response_backward(v, x, gamma, r)  # it is symmetric in g and v
-        of_g = torch.ops.aten.threshold_backward(of_g, above(*kept), 0)
+        of_g = torch.ops.aten.threshold_backward(of_g, above(x, gamma, beta, tau, r), 0)
         with_g = (v * g).sum((2, 3), keepdim=True)
         c = gamma * r**3 / n
         of_r = gamma * (with_g - 3 * r**2 / n * inner * with_x)
