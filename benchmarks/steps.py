@@ -6,7 +6,9 @@ says by how much the losses and gradients of a step differ.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -29,7 +31,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unpaired.config import Run, load
-from unpaired.heap import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed, set_malloc
+from unpaired.heap import (
+    MMAP_THRESHOLD,
+    TRIM_THRESHOLD,
+    huge_pages,
+    keep_freed,
+    set_malloc,
+)
 from unpaired.method import Step
 from unpaired.train import build_optimizers, prepare, train_step
 
@@ -156,6 +164,14 @@ PLAIN = {
 
 # glibc's, where its thresholds come to by themselves: Plain and Ours take turns in one process
 DEFAULTS = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
+huge_pages()
+
+
+def allow_huge_pages(allowed: bool) -> None:
+    """Plain has none, as torch by itself has none."""
+    if sys.platform == "linux":
+        PR_SET_THP_DISABLE = 41
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, int(not allowed), 0, 0, 0)
 
 
 class Plain:
@@ -171,6 +187,7 @@ class Plain:
 
     def step(self, draws: Any = None) -> None:
         set_malloc(DEFAULTS)
+        allow_huge_pages(False)
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         self.method.step(self.batch, draws or self.draws)
         torch.backends.cudnn.benchmark = before
@@ -206,6 +223,7 @@ class Ours:
     def step(self, draws: Step | None = None, fabric: Fabric | None = None) -> None:
         if device() == "cpu":  # as the trainer does
             keep_freed()
+        allow_huge_pages(True)
         n = self.run.train.accumulate
         steps = [
             draws or Step(int(FRACTION * 1_000_000) + self.index, 1_000_000, microbatch=m)

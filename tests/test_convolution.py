@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unpaired import convolution
+from unpaired import convolution, winograd
 from unpaired.convolution import Conv2d, ConvTranspose2d, Twice, conv2d
 from unpaired.losses import r1
 
@@ -160,3 +160,64 @@ def test_an_activation_may_work_in_place(dtype, batch):
         x = random(batch, net.in_channels, *size, dtype=dtype)
         F.leaky_relu(net(x), 0.2, inplace=True).sum().backward()
         assert x.grad is not None
+
+
+# Batch, side of the map, channels in and out, padding; numbers at once
+TILED = {
+    "whole tiles": (2, (10, 14), 3, 5, 0, 10**6),
+    "padded": (2, (8, 8), 3, 5, 1, 10**6),
+    "in part beyond the map": (1, (7, 9), 4, 3, 1, 10**6),
+    "less than a tile": (1, (3, 4), 2, 3, 0, 10**6),
+    "an image at a time": (3, (9, 8), 3, 2, 1, 36 * 3 * 3 * 2),
+    "a row at a time": (2, (13, 9), 3, 4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tiles_are_torchs_convolution(name, monkeypatch):
+    b, size, c_in, c_out, padding, room = TILED[name]
+    monkeypatch.setattr(winograd, "ROOM", room)
+    torch.manual_seed(0)
+    x, weight, bias = random(b, c_in, *size), random(c_out, c_in, 3, 3), random(c_out)
+    expected = F.conv2d(x, weight, bias, padding=padding)
+    g = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [x, weight], g)
+    with torch.no_grad():
+        y = winograd.convolution(x, weight, bias, (padding, padding))
+        found = winograd.gradients(g, x, weight, (padding, padding), True, True)
+        of_x, none = winograd.gradients(g, x, weight, (padding, padding), True, False)
+        nothing, of_weight = winograd.gradients(g, x, weight, (padding, padding), False, True)
+    assert none is nothing is None
+    pairs = zip((y, *found, of_x, of_weight), (expected, *wanted, *wanted), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+        assert a.stride(1) == 1
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_many_channels_go_by_tiles_in_fp32(bf16):
+    torch.manual_seed(0)
+    x, weight, bias = (
+        random(*shape, dtype=torch.float32)
+        for shape in ((2, 128, 16, 18), (128, 128, 3, 3), (128,))
+    )
+    with torch.profiler.profile() as trace, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        y = conv2d(x, weight, bias, padding=1)
+        g = torch.randn_like(y)
+        found = torch.autograd.grad(y, [x, weight, bias], g)
+    assert any(e.name == "aten::bmm" for e in trace.events()) is not bf16
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    z = F.conv2d(*wide, padding=1)
+    expected = torch.autograd.grad(z, wide, g.double())
+    for a, b in zip((y, *found), (z, *expected), strict=True):
+        assert (a - b).norm() < (2e-2 if bf16 else 1e-5) * b.norm()
+
+
+@pytest.mark.parametrize("side", [28, 29])
+def test_a_result_of_tiles_may_be_changed_in_place(side):
+    x, weight = (
+        random(*shape, dtype=torch.float32) for shape in ((1, 128, side, side), (128, 128, 3, 3))
+    )
+    y = F.relu(conv2d(x, weight, padding=1), inplace=True)
+    y.sum().backward()
+    assert x.grad is not None and weight.grad is not None

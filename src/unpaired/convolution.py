@@ -1,7 +1,9 @@
-"""2d convolutions: those of small maps by matrix products on a CPU, and those that are differentiated twice.
+"""2d convolutions: on a CPU those of small maps by matrix products and those of many channels by tiles, and those that
+are differentiated twice.
 
 A convolution's kernels lay weights out anew for each call, and gather their gradient in large buffers: where a map has
-few positions for so many weights, that is most of the work. The product with a matrix of patches does neither.
+few positions for so many weights, that is most of the work. The product with a matrix of patches does neither. In fp32
+3x3 of many channels is faster by `winograd.py`.
 
 A gradient penalty differentiates twice. Torch's second derivative with regard to a kernel is a convolution whose
 kernels are as large as the maps and whose images are the channels: slow on a CPU. It is the gradient of a kernel like
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from unpaired import winograd
 
 LAST = torch.channels_last
 LEAST = 2**17  # weights of a kernel from which it pays: below, calls cost more than they save
@@ -60,11 +64,11 @@ def conv2d(
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
 ) -> Tensor:
-    """`F.conv2d`: on a CPU, where maps are small for their kernels, by matrix products. The same to rounding."""
+    """`F.conv2d`: on a CPU by matrix products or by tiles, where these are faster. The same to rounding."""
     how = How(pair(stride), pair(padding))
     if able(x, weight):
         h, w = sides(x, weight, how)
-        if min(h, w) > 0 and few(x, weight, len(x) * h * w):
+        if min(h, w) > 0 and (few(x, weight, len(x) * h * w) or tiled(narrowed(x), weight, how)):
             return Convolution.apply(narrowed(x), weight, bias, how)
     return F.conv2d(x, weight, bias, how.stride, how.padding)
 
@@ -84,6 +88,13 @@ def few(x: Tensor, weight: Tensor, places: int) -> bool:
 def tiny(weight: Tensor, places: int) -> bool:
     """Whether the convolution and the gradient of its input are, too."""
     return 4 * places <= len(weight)
+
+
+def tiled(x: Tensor, weight: Tensor, how: How) -> bool:
+    """Whether tiles are faster, for `x` and `weight` that are `able`."""
+    if x.dtype is not torch.float32 or weight.shape[2:] != (3, 3) or list(how.stride) != [1, 1]:
+        return False
+    return winograd.pays(len(x), *sides(x, weight, how), weight.shape[1], len(weight))
 
 
 def narrowed(x: Tensor) -> Tensor:
@@ -176,9 +187,10 @@ class Convolution(torch.autograd.Function):
         if _of_inputs:
             return OfInput.apply(g, w, x.detach(), ctx.how), None, None, None
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        g_x, g_weight = of_both(g, x, w, ctx.how, wants_x and not ctx.images, wants_weight)
         return (
-            of_input(g, w, x, ctx.how) if wants_x and not ctx.images else None,
-            of_kernel(g, x, w, ctx.how).to(weight.dtype) if wants_weight else None,
+            g_x,
+            g_weight if g_weight is None else g_weight.to(weight.dtype),
             g.sum((0, 2, 3), dtype=weight.dtype) if wants_bias else None,
             None,
         )
@@ -239,16 +251,31 @@ class Transposed(torch.autograd.Function):
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
     h, w = sides(x, weight, how)
-    if not by_products(x, weight, how) or not tiny(weight, len(x) * h * w):
+    here = by_formulas(x, weight, how)
+    if here and tiled(x, weight, how):
+        return winograd.convolution(x, weight, bias, how.padding)
+    if not here or not tiny(weight, len(x) * h * w):
         return F.conv2d(x, weight, bias, how.stride, how.padding, how.dilation, how.groups)
     rows, columns = by_taps(weight).flatten(1), patches(x, weight, how).T
     y = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
     return as_map(y.view(-1, len(x), h, w).transpose(0, 1), x.dtype)
 
 
+def of_both(
+    g: Tensor, x: Tensor, weight: Tensor, how: How, wants_x: bool, wants_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of an input and of a kernel, if they are wanted."""
+    if by_formulas(x, weight, how) and tiled(x, weight, how):
+        return winograd.gradients(g, x, weight, how.padding, wants_x, wants_weight)
+    return (
+        of_input(g, weight, x, how) if wants_x else None,
+        of_kernel(g, x, weight, how) if wants_weight else None,
+    )
+
+
 def of_input(g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
     """The gradient of an input `x`, of which the shape matters alone, from that of the output (B, C', h, w)."""
-    if by_products(g, weight, how) and tiny(weight, positions(g)):
+    if by_formulas(g, weight, how) and tiny(weight, positions(g)):
         return gathered(g, weight, None, how, x.shape[2:])
     only = [True, False, False]
     return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[0]
@@ -273,7 +300,7 @@ def gathered(
 
 def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
     """The gradient of a kernel, of which the shape matters alone."""
-    if not by_products(g, weight, how) or not few(g, weight, positions(g)):
+    if not by_formulas(g, weight, how) or not few(g, weight, positions(g)):
         only = [False, True, False]
         return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[1]
     c, _, kh, kw = weight.shape
@@ -281,7 +308,7 @@ def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
     return found.view(c, kh, kw, -1).permute(0, 3, 1, 2)
 
 
-def by_products(x: Tensor, weight: Tensor, how: How) -> bool:
+def by_formulas(x: Tensor, weight: Tensor, how: How) -> bool:
     """Whether there are formulas here for it: not for derivatives of derivatives."""
     plain = list(how.dilation) == [1, 1] and how.groups == 1
     return plain and able(x, weight) and not torch.is_grad_enabled()
