@@ -31,13 +31,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unpaired.config import Run, load
-from unpaired.heap import (
-    MMAP_THRESHOLD,
-    TRIM_THRESHOLD,
-    huge_pages,
-    keep_freed,
-    set_malloc,
-)
+from unpaired.heap import MMAP_THRESHOLD, TRIM_THRESHOLD, keep_freed, set_malloc
 from unpaired.method import Step
 from unpaired.train import build_optimizers, prepare, train_step
 
@@ -164,7 +158,6 @@ PLAIN = {
 
 # glibc's, where its thresholds come to by themselves: Plain and Ours take turns in one process
 DEFAULTS = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
-huge_pages()
 
 
 def allow_huge_pages(allowed: bool) -> None:

@@ -199,7 +199,7 @@ def test_many_channels_go_by_tiles_in_fp32(bf16):
     torch.manual_seed(0)
     x, weight, bias = (
         random(*shape, dtype=torch.float32)
-        for shape in ((2, 128, 16, 18), (128, 128, 3, 3), (128,))
+        for shape in ((2, 128, 16, 32), (256, 128, 3, 3), (256,))
     )
     with torch.profiler.profile() as trace, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         y = conv2d(x, weight, bias, padding=1)
@@ -216,7 +216,7 @@ def test_many_channels_go_by_tiles_in_fp32(bf16):
 @pytest.mark.parametrize("side", [28, 29])
 def test_a_result_of_tiles_may_be_changed_in_place(side):
     x, weight = (
-        random(*shape, dtype=torch.float32) for shape in ((1, 128, side, side), (128, 128, 3, 3))
+        random(*shape, dtype=torch.float32) for shape in ((1, 128, side, side), (256, 128, 3, 3))
     )
     y = F.relu(conv2d(x, weight, padding=1), inplace=True)
     y.sum().backward()

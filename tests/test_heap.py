@@ -1,8 +1,10 @@
-"""What is freed stays with the process."""
+"""What is freed stays with the process, and pages are large."""
 
+import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +48,27 @@ def test_freed_memory_is_used_again_but_for_the_largest_maps():
 def test_other_systems_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(heap.sys, "platform", "darwin")
     assert not heap.keep_freed()
+
+
+LARGE = """
+import resource, unpaired, torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_pages_are_large_unless_it_is_said_otherwise():
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not offered.exists() or "[never]" in offered.read_text():
+        pytest.skip("this system has none")
+
+    def pages(**said):
+        line = [sys.executable, "-c", LARGE]
+        env = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"} | said
+        return int(subprocess.run(line, capture_output=True, text=True, check=True, env=env).stdout)
+
+    few = pages()
+    if "[always]" not in offered.read_text():
+        assert few < pages(THP_MEM_ALLOC_ENABLE="0") / 4
+    assert few < 2**14 / 4

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unpaired.heap import huge_pages
+
 if TYPE_CHECKING:
     from unpaired.metrics.evaluation import evaluate
     from unpaired.translator import Translator
 
 __version__ = "0.1.0"
 __all__ = ["Translator", "evaluate"]
+huge_pages()  # before anything of ours makes a tensor
 
 
 def __getattr__(name: str) -> Any:

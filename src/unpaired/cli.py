@@ -11,7 +11,6 @@ from pathlib import Path
 from shlex import quote
 
 from unpaired.errors import DataProblem, OutOfMemory, Problem, StorageProblem
-from unpaired.heap import huge_pages
 
 REMEDIES = {  # for words that nobody asked for
     "train": "; settings are written as key=value, such as train.steps=1000",
@@ -487,7 +486,6 @@ def command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; a `Problem` becomes one line on stderr and its exit code."""
-    huge_pages()
     p = parser()
     args, rest = p.parse_known_args(argv)
     if rest and (

@@ -26,9 +26,9 @@ def keep_freed() -> bool:
 
 
 def huge_pages() -> None:
-    """Torch asks for pages of 2 MB, where the system has any, if this comes before the first tensor.
+    """Torch asks for pages of 2 MB, where the system has any; it looks at this when it makes the first tensor.
 
-    A map of 32 MB is 8,000 pages of the usual size, each cleared and entered by itself.
+    A gradient of 32 MB is 8,000 pages of the usual size, each cleared and entered by itself.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -63,7 +63,7 @@ A = doubled(
 def pays(images: int, h: int, w: int, c: int, c_out: int) -> bool:
     """Whether tiles are faster for an output of h x w: where channels are many, and tiles enough for their kernel."""
     tiles = images * -(-h // TILE) * -(-w // TILE)
-    return min(c, c_out) >= 128 and 4 * tiles >= max(c, c_out)
+    return min(c, c_out) >= 128 and c * c_out >= 2**15 and 4 * tiles >= max(c, c_out)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
