@@ -6,9 +6,7 @@ says by how much the losses and gradients of a step differ.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -160,13 +158,6 @@ PLAIN = {
 DEFAULTS = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
 
 
-def allow_huge_pages(allowed: bool) -> None:
-    """Plain has none, as torch by itself has none."""
-    if sys.platform == "linux":
-        PR_SET_THP_DISABLE = 41
-        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, int(not allowed), 0, 0, 0)
-
-
 class Plain:
     """A plain step. On a GPU with cuDNN's search for the fastest convolutions, as the official codes have it."""
 
@@ -180,7 +171,6 @@ class Plain:
 
     def step(self, draws: Any = None) -> None:
         set_malloc(DEFAULTS)
-        allow_huge_pages(False)
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         self.method.step(self.batch, draws or self.draws)
         torch.backends.cudnn.benchmark = before
@@ -216,7 +206,6 @@ class Ours:
     def step(self, draws: Step | None = None, fabric: Fabric | None = None) -> None:
         if device() == "cpu":  # as the trainer does
             keep_freed()
-        allow_huge_pages(True)
         n = self.run.train.accumulate
         steps = [
             draws or Step(int(FRACTION * 1_000_000) + self.index, 1_000_000, microbatch=m)

@@ -7,9 +7,10 @@
 The same command runs on a GPU, if there is one: at the papers' batch sizes, MUNIT at larger ones too. The table is
 printed and written to `--out`, row by row.
 
-Plain (`plain*.py`) and ours take turns in one process, so that noise of the machine hits both; the figures are medians,
-"times plain" is the median of the paired ratios. Words key=value are settings of ours; `method.*` and `data.*` are
-those of the plain step too, which is in fp32 always (TF32 convolutions on a GPU, as torch has them).
+Plain (`plain*.py`) and ours take turns, so that noise of the machine hits both; plain in a process of its own, with the
+heap and the pages that torch has by itself. The figures are medians, "times plain" is that of the paired ratios. Words
+key=value are settings of ours; `method.*` and `data.*` are those of the plain step too, which is in fp32 always (TF32
+convolutions on a GPU, as torch has them).
 
 - first: seconds of the first two steps, compiling included.
 - GFLOP: operations of convolutions and matrix products, counted by torch. Of ceiling: GFLOP/s over those of a 3x3
@@ -26,12 +27,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ HEAD = (
     *("GFLOP/s", "of ceiling", "peak MB", "of plain", "differ by"),
 )
 LEAST = 3  # turns, however long they take
+BY_ITSELF = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}  # torch, where we do not ask for large pages
 
 
 class Ceiling:
@@ -96,42 +100,95 @@ def operations(thing: Any) -> int:
     return counter.get_total_flops()
 
 
+class Elsewhere:
+    """Plain steps of another process, played when they are asked for."""
+
+    name = "plain"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            [*words, "--turn"],
+            env=BY_ITSELF,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def step(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        with suppress(BrokenPipeError):  # it ended, of which the answer tells
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+        if not self.process.stdout.readline():
+            killed = self.process.wait() == -signal.SIGKILL
+            raise RuntimeError("out of memory" if killed else "the plain step failed: see above")
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        assert self.process.stdin and self.process.stdout
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()  # after which it ends
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def take_turns(run: Run) -> None:
+    """What `Elsewhere` runs."""
+    thing = Plain(run)
+    for _ in sys.stdin:
+        seconds(thing)
+        print("done", flush=True)
+
+
 def measure(
-    name: str, run: Run, turns: int, minutes: float, peaks: Mapping[str, float]
+    name: str,
+    run: Run,
+    turns: int,
+    minutes: float,
+    peaks: Mapping[str, float],
+    words: Sequence[str],
 ) -> list[list[str]]:
-    """The rows of one case: plain, then ours."""
-    things: list[Any] = [Plain(run), Ours(run)]
-    first = {t.name: seconds(t, 2) for t in things}
-    differ = agreement(*things)
-    ceilings = {p: Ceiling(p) for p in {t.precision for t in things}}
-    for c in ceilings.values():
-        seconds(c, 2)
+    """The rows of one case: plain, then ours. `words`: the command line for this case alone."""
+    plain, ours = Plain(run), Ours(run)
+    differ = agreement(plain, ours)
+    counted = {thing.name: operations(thing) for thing in (plain, ours)}
+    precisions = {thing.name: thing.precision for thing in (plain, ours)}
+    del plain
+    gc.collect()
+    ceilings = {p: Ceiling(p) for p in set(precisions.values())}
     times: dict[str, list[float]] = {key: [] for key in ("plain", "ours", *ceilings)}
-    end = time.monotonic() + 60 * minutes
-    while len(times["ours"]) < turns and (len(times["ours"]) < LEAST or time.monotonic() < end):
-        for thing in things:
-            times[thing.name].append(seconds(thing))
-        for precision, c in ceilings.items():
-            times[precision].append(seconds(c))
+    with Elsewhere(words) as elsewhere:
+        things: list[Any] = [elsewhere, ours]
+        first = {thing.name: seconds(thing, 2) for thing in things}
+        for c in ceilings.values():
+            seconds(c, 2)
+        end = time.monotonic() + 60 * minutes
+        while len(times["ours"]) < turns and (len(times["ours"]) < LEAST or time.monotonic() < end):
+            for thing in things:
+                times[thing.name].append(seconds(thing))
+            for precision, c in ceilings.items():
+                times[precision].append(seconds(c))
     rows = []
-    for thing in things:
-        s = statistics.median(times[thing.name])
-        ratios = [p / o for p, o in zip(times["plain"], times[thing.name], strict=True)]
-        top = ceilings[thing.precision].operations / statistics.median(times[thing.precision])
-        flop, peak = operations(thing), peaks[thing.name]
-        row = [name, str(run.data.batch), thing.name, thing.precision]
+    for which, precision in precisions.items():
+        s = statistics.median(times[which])
+        ratios = [p / o for p, o in zip(times["plain"], times[which], strict=True)]
+        top = ceilings[precision].operations / statistics.median(times[precision])
+        flop, peak = counted[which], peaks[which]
+        row = [name, str(run.data.batch), which, precision]
         row += [f"{s * 1e3:.0f}", f"{run.data.batch / s:.3g}", f"{statistics.median(ratios):.2f}"]
-        row += [f"{first[thing.name]:.1f}", f"{flop / 1e9:.0f}", f"{flop / s / 1e9:.0f}"]
+        row += [f"{first[which]:.1f}", f"{flop / 1e9:.0f}", f"{flop / s / 1e9:.0f}"]
         row += [f"{flop / s / top:.0%}", f"{peak:.0f}", f"{peak / peaks['plain']:.0%}"]
-        ours = thing.name == "ours"
-        rows.append([*row, "losses {:.0e}, gradients {:.0e}".format(*differ) if ours else ""])
+        told = "losses {:.0e}, gradients {:.0e}".format(*differ)
+        rows.append([*row, told if which == "ours" else ""])
     return rows
 
 
-def peak(which: str, name: str, fast: bool, words: Sequence[str]) -> float:
+def peak(which: str, words: Sequence[str]) -> float:
     """Megabytes, in a process of its own; nan where it ran out of memory or was killed."""
-    line = [sys.executable, __file__, "--peak", which, "--cases", name, *words]
-    done = subprocess.run(line + ["--only-fast"] * fast, capture_output=True, text=True)
+    env = BY_ITSELF if which == "plain" else None
+    done = subprocess.run([*words, "--peak", which], env=env, capture_output=True, text=True)
     if done.returncode > 0 and not ran_out_of_memory(RuntimeError(done.stderr)):
         raise SystemExit(done.stderr)
     return float(done.stdout.split()[-1]) if not done.returncode else float("nan")
@@ -191,11 +248,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--minutes", type=float, default=10, help="of turns, for a case")
     p.add_argument("--out", type=Path, default=Path("runs/train_step.md"))
     p.add_argument("--peak", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    p.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
     args = apart(p, argv)
     cases = chosen(args)
-    if args.peak:
+    if args.peak or args.turn:
         (case,) = cases.values()
-        return print(peak_here(args.peak, case.run(args.settings)))
+        run = case.run(args.settings)
+        return print(peak_here(args.peak, run)) if args.peak else take_turns(run)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", encoding="utf-8") as file:
 
@@ -207,14 +266,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
         for name, case in cases.items():
             for words in ([*size, *args.settings] for size in sizes(case)):
-                peaks = {w: peak(w, name, args.only_fast, words) for w in ("plain", "ours")}
+                alone = [sys.executable, __file__, "--cases", name, *words]
+                alone += ["--only-fast"] * args.only_fast
+                peaks = {which: peak(which, alone) for which in ("plain", "ours")}
+                run = case.run(words)
                 try:
-                    rows = measure(name, case.run(words), args.turns, args.minutes, peaks)
+                    rows = measure(name, run, args.turns, args.minutes, peaks, alone)
                 except RuntimeError as error:
                     if not ran_out_of_memory(error):
                         raise
-                    batch = str(case.run(words).data.batch)
-                    rows = [[name, batch, "out of memory", *[""] * (len(HEAD) - 3)]]
+                    rows = [[name, str(run.data.batch), "out of memory", *[""] * (len(HEAD) - 3)]]
                 for row in rows:
                     say(f"| {' | '.join(row)} |")
                 gc.collect()

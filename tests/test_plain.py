@@ -66,7 +66,17 @@ def test_the_table_of_a_step(tmp_path, monkeypatch, capsys):
 def test_the_peak_is_of_a_process_of_its_own():
     small = ["method.dim=4", "method.levels=5", "method.d_dim=4", "method.d_layers=2"]
     words = ["data.size=32", "data.batch=2", "train.precision=32-true", *small]
-    assert 0 < train_step.peak("ours", "pix2pix", True, words) < 2000
+    line = [sys.executable, train_step.__file__, "--only-fast", "--cases", "pix2pix", *words]
+    assert 0 < train_step.peak("ours", line) < 2000
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"), [("import os; os.kill(os.getpid(), 9)", "memory"), ("1 / 0", "failed")]
+)
+def test_a_plain_step_that_fails_elsewhere_ends_the_turns(ends, told):
+    line = [sys.executable, "-c", ends]
+    with train_step.Elsewhere(line) as elsewhere, pytest.raises(RuntimeError, match=told):
+        elsewhere.step()
 
 
 class Quick:
