@@ -48,7 +48,7 @@ NORM = re.compile(r"(Norm|AdaIN)(\dd)?$")  # classes of modules
 FUNCTION = re.compile(r"Standardise|[Nn]orm")  # autograd's names
 OPERATIONS = (
     ("optimizer", re.compile(r"_foreach_|_fused_")),
-    ("convolutions", re.compile(r"conv|linear|(^|::)(add)?b?mm|matmul|dot|embedding")),
+    ("convolutions", re.compile(r"conv|linear|(^|::)(b?add)?b?mm|matmul|dot|embedding")),
     ("padding", re.compile(r"pad(_backward|\dd|$|_)|reflection|replication")),
     ("copies", re.compile(r"copy|clone|contiguous|::to$|::cat$|stack|reorder|Memcpy|flip")),
     ("normalisation", re.compile(r"(batch|instance|layer|group)_norm|::(var|std)(_|$)")),

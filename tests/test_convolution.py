@@ -34,6 +34,10 @@ def random(*shape, dtype=torch.float64):
     return (x.contiguous(memory_format=LAST) if x.dim() == 4 else x).requires_grad_()
 
 
+def as_if_faster(x, weight, how):
+    return weight.shape[2:] == (3, 3) and list(how.stride) == [1, 1]
+
+
 def agree(found, expected, inputs):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     direction = torch.randn_like(expected)
@@ -82,14 +86,19 @@ def test_a_map_smaller_than_its_kernel_is_refused_as_by_torch():
         conv2d(random(1, 2, 2, 2), random(8, 2, 4, 4))
 
 
+@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("twice", [True, False])
-def test_a_penalty_on_small_maps_is_torchs(twice):
-    """Second derivatives, under `Twice` and by autograd."""
+def test_a_penalty_on_small_maps_is_torchs(twice, tiles, monkeypatch):
+    """Second derivatives, under `Twice` and by autograd; by tiles too, as if these were faster."""
+    if tiles:
+        monkeypatch.setattr(convolution, "tiled", as_if_faster)
     torch.manual_seed(0)
-    layers = [Conv2d(3, 48, 4, 2, 1), torch.nn.Softplus(), Conv2d(48, 8, 4, 1, 0)]
+    layers = [Conv2d(3, 48, 4, 2, 1), torch.nn.Softplus(), Conv2d(48, 8, 3, 1, 1)]
+    layers += [torch.nn.Softplus(), Conv2d(8, 8, 4, 1, 0)]
     D = torch.nn.Sequential(*layers).to(dtype=torch.float64, memory_format=LAST)
     plain = copy.deepcopy(D)
-    plain[0].__class__ = plain[2].__class__ = torch.nn.Conv2d
+    for conv in plain[::2]:
+        conv.__class__ = torch.nn.Conv2d
     x = random(2, 3, 8, 8)
     losses = []
     for net, fast in (D, True), (plain, False):
@@ -184,10 +193,11 @@ def test_tiles_are_torchs_convolution(name, monkeypatch):
     wanted = torch.autograd.grad(expected, [x, weight], g)
     with torch.no_grad():
         y = winograd.convolution(x, weight, bias, (padding, padding))
-        found = winograd.gradients(g, x, weight, (padding, padding), True, True)
-        of_x, none = winograd.gradients(g, x, weight, (padding, padding), True, False)
-        nothing, of_weight = winograd.gradients(g, x, weight, (padding, padding), False, True)
-    assert none is nothing is None
+        given = g, x, weight, (padding, padding)
+        found = winograd.gradients(*given)
+        of_x, none = winograd.gradients(*given, of_weight=False)
+        nothing, of_weight = winograd.gradients(*given, of_x=False)
+    assert none is None and nothing is None
     pairs = zip((y, *found, of_x, of_weight), (expected, *wanted, *wanted), strict=True)
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)

@@ -61,7 +61,10 @@ def test_command_line_equals_python(run, photo, tmp_path):
     )
     files = sorted(tmp_path.glob("ein*.png"))
     assert pixels(Image.open(f) for f in files) == pixels(outputs)
+    assert (tmp_path / "sheet-painted-seed-5.png").is_file()
+    main(["translate", str(run), str(photo), "--to", "painted", "--out", str(tmp_path)])
     assert (tmp_path / "sheet-painted.png").is_file()
+    assert pixels(Image.open(f) for f in files) == pixels(outputs)  # another seed's are others
     reference = t.translate(photo, to="painted", style_from=photo)
     main(
         [
@@ -97,7 +100,8 @@ def test_command_line_equals_python(run, photo, tmp_path):
             str(tmp_path / "i"),
         ]
     )
-    assert pixels(Image.open(f) for f in sorted((tmp_path / "i").glob("ein*.png"))) == pixels(line)
+    between = sorted((tmp_path / "i").glob(f"ein*-between-1-and-{photo.stem}-*.png"))
+    assert pixels(Image.open(f) for f in between) == pixels(line)
 
 
 def test_a_folder_with_bad_files(run, photo, tmp_path, capsys):

@@ -265,8 +265,8 @@ def of_both(
     g: Tensor, x: Tensor, weight: Tensor, how: How, wants_x: bool, wants_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of an input and of a kernel, if they are wanted."""
-    if by_formulas(x, weight, how) and tiled(x, weight, how):
-        return winograd.gradients(g, x, weight, how.padding, wants_x, wants_weight)
+    if wants_x and wants_weight and by_formulas(x, weight, how) and tiled(x, weight, how):
+        return winograd.gradients(g, x, weight, how.padding)
     return (
         of_input(g, weight, x, how) if wants_x else None,
         of_kernel(g, x, weight, how) if wants_weight else None,
@@ -275,6 +275,10 @@ def of_both(
 
 def of_input(g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
     """The gradient of an input `x`, of which the shape matters alone, from that of the output (B, C', h, w)."""
+    if by_formulas(g, weight, how) and tiled(x, weight, how):
+        g_x, _ = winograd.gradients(g, x, weight, how.padding, of_weight=False)
+        assert g_x is not None
+        return g_x
     if by_formulas(g, weight, how) and tiny(weight, positions(g)):
         return gathered(g, weight, None, how, x.shape[2:])
     only = [True, False, False]
@@ -300,6 +304,10 @@ def gathered(
 
 def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
     """The gradient of a kernel, of which the shape matters alone."""
+    if by_formulas(g, weight, how) and tiled(x, weight, how):
+        _, g_weight = winograd.gradients(g, x, weight, how.padding, of_x=False)
+        assert g_weight is not None
+        return g_weight
     if not by_formulas(g, weight, how) or not few(g, weight, positions(g)):
         only = [False, True, False]
         return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[1]

@@ -124,11 +124,14 @@ class Writer:
 def way(component: int | None, args: argparse.Namespace) -> str:
     """How the styles came about, as a part of file names: outputs of several ways lie beside each other."""
     if args.interpolate:
-        return "-between"
-    reference = "" if args.style_from is None else f"-from-{short(args.style_from.stem, 50)}"
+        return "-between-" + "-and-".join(short(Path(end).stem, 50) for end in args.interpolate)
+    if args.style_from is not None:
+        style = f"-from-{short(args.style_from.stem, 50)}"
+    else:
+        style = f"-seed-{args.seed}" if args.seed else ""
     if component is None:
-        return reference
-    return f"{reference}-component-{'all' if component == ALL else component}"
+        return style
+    return f"{style}-component-{'all' if component == ALL else component}"
 
 
 def components(

@@ -85,7 +85,12 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
 
 
 def gradients(
-    g: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int], of_x: bool, of_weight: bool
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding: Sequence[int],
+    of_x: bool = True,
+    of_weight: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Those of x and of `weight`, if they are wanted, from that of the output."""
     t = Tiling(x, weight, padding)
