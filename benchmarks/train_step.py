@@ -7,10 +7,10 @@
 The same command runs on a GPU, if there is one: at the papers' batch sizes, MUNIT at larger ones too. The table is
 printed and written to `--out`, row by row.
 
-Plain (`plain*.py`) and ours take turns, so that noise of the machine hits both; plain in a process of its own, with the
-heap and the pages that torch has by itself. The figures are medians, "times plain" is that of the paired ratios. Words
-key=value are settings of ours; `method.*` and `data.*` are those of the plain step too, which is in fp32 always (TF32
-convolutions on a GPU, as torch has them).
+Plain (`plain*.py`) and ours take turns of some seconds, so that noise of the machine hits both, each in a process of
+its own: plain with the heap and the pages that torch has by itself. The figures are medians, "times plain" is that of
+the paired ratios. Words key=value are settings of ours; `method.*` and `data.*` are those of the plain step too, which
+is in fp32 always (TF32 convolutions on a GPU, as torch has them).
 
 - first: seconds of the first two steps, compiling included.
 - GFLOP: operations of convolutions and matrix products, counted by torch. Of ceiling: GFLOP/s over those of a 3x3
@@ -34,7 +34,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ HEAD = (
     *("case", "batch", "step", "precision", "ms", "images/s", "times plain", "first", "GFLOP"),
     *("GFLOP/s", "of ceiling", "peak MB", "of plain", "differ by"),
 )
+STEPS = {"plain": Plain, "ours": Ours}
 LEAST = 3  # turns, however long they take
+TURN = 3  # seconds of one, or a step: after a pause a step is slower, as systems take back memory that nobody uses
 BY_ITSELF = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}  # torch, where we do not ask for large pages
 
 
@@ -101,14 +103,12 @@ def operations(thing: Any) -> int:
 
 
 class Elsewhere:
-    """Plain steps of another process, played when they are asked for."""
+    """Steps of another process, played when they are asked for."""
 
-    name = "plain"
-
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, which: str, words: Sequence[str]) -> None:
         self.process = subprocess.Popen(
-            [*words, "--turn"],
-            env=BY_ITSELF,
+            [*words, "--turn", which],
+            env=BY_ITSELF if which == "plain" else None,
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -121,7 +121,7 @@ class Elsewhere:
             self.process.stdin.flush()
         if not self.process.stdout.readline():
             killed = self.process.wait() == -signal.SIGKILL
-            raise RuntimeError("out of memory" if killed else "the plain step failed: see above")
+            raise RuntimeError("out of memory" if killed else "a step failed: see above")
 
     def __enter__(self) -> Elsewhere:
         return self
@@ -134,9 +134,9 @@ class Elsewhere:
         self.process.wait()
 
 
-def take_turns(run: Run) -> None:
+def take_turns(which: str, run: Run) -> None:
     """What `Elsewhere` runs."""
-    thing = Plain(run)
+    thing = STEPS[which](run)
     for _ in sys.stdin:
         seconds(thing)
         print("done", flush=True)
@@ -155,19 +155,20 @@ def measure(
     differ = agreement(plain, ours)
     counted = {thing.name: operations(thing) for thing in (plain, ours)}
     precisions = {thing.name: thing.precision for thing in (plain, ours)}
-    del plain
-    gc.collect()
+    del plain, ours
+    free()
     ceilings = {p: Ceiling(p) for p in set(precisions.values())}
     times: dict[str, list[float]] = {key: [] for key in ("plain", "ours", *ceilings)}
-    with Elsewhere(words) as elsewhere:
-        things: list[Any] = [elsewhere, ours]
-        first = {thing.name: seconds(thing, 2) for thing in things}
+    with ExitStack() as stack:
+        things = {which: stack.enter_context(Elsewhere(which, words)) for which in STEPS}
+        first = {which: seconds(thing, 2) for which, thing in things.items()}
+        n = {which: max(1, round(TURN / seconds(thing))) for which, thing in things.items()}
         for c in ceilings.values():
             seconds(c, 2)
         end = time.monotonic() + 60 * minutes
         while len(times["ours"]) < turns and (len(times["ours"]) < LEAST or time.monotonic() < end):
-            for thing in things:
-                times[thing.name].append(seconds(thing))
+            for which, thing in things.items():
+                times[which].append(seconds(thing, n[which]) / n[which])
             for precision, c in ceilings.items():
                 times[precision].append(seconds(c))
     rows = []
@@ -185,6 +186,13 @@ def measure(
     return rows
 
 
+def free() -> None:
+    """For other processes."""
+    gc.collect()
+    if device() == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak(which: str, words: Sequence[str]) -> float:
     """Megabytes, in a process of its own; nan where it ran out of memory or was killed."""
     env = BY_ITSELF if which == "plain" else None
@@ -199,7 +207,7 @@ def peak_here(which: str, run: Run) -> float:
     if device() == "cpu":
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak left by the parent's image
     before = resident("VmRSS")
-    thing = {"plain": Plain, "ours": Ours}[which](run)
+    thing = STEPS[which](run)
     if device() == "cuda":
         seconds(thing, 2)  # cuDNN tries algorithms, which may take more than any step
         torch.cuda.reset_peak_memory_stats()
@@ -247,14 +255,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--turns", type=int, default=7)
     p.add_argument("--minutes", type=float, default=10, help="of turns, for a case")
     p.add_argument("--out", type=Path, default=Path("runs/train_step.md"))
-    p.add_argument("--peak", choices=("plain", "ours"), help=argparse.SUPPRESS)
-    p.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
+    for option in ("--peak", "--turn"):
+        p.add_argument(option, choices=STEPS, help=argparse.SUPPRESS)
     args = apart(p, argv)
     cases = chosen(args)
     if args.peak or args.turn:
         (case,) = cases.values()
         run = case.run(args.settings)
-        return print(peak_here(args.peak, run)) if args.peak else take_turns(run)
+        return print(peak_here(args.peak, run)) if args.peak else take_turns(args.turn, run)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w", encoding="utf-8") as file:
 
@@ -268,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for words in ([*size, *args.settings] for size in sizes(case)):
                 alone = [sys.executable, __file__, "--cases", name, *words]
                 alone += ["--only-fast"] * args.only_fast
-                peaks = {which: peak(which, alone) for which in ("plain", "ours")}
+                peaks = {which: peak(which, alone) for which in STEPS}
                 run = case.run(words)
                 try:
                     rows = measure(name, run, args.turns, args.minutes, peaks, alone)
@@ -278,9 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     rows = [[name, str(run.data.batch), "out of memory", *[""] * (len(HEAD) - 3)]]
                 for row in rows:
                     say(f"| {' | '.join(row)} |")
-                gc.collect()
-                if device() == "cuda":
-                    torch.cuda.empty_cache()  # the next peaks are those of other processes
+                free()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_the_peak_is_of_a_process_of_its_own():
 )
 def test_a_plain_step_that_fails_elsewhere_ends_the_turns(ends, told):
     line = [sys.executable, "-c", ends]
-    with train_step.Elsewhere(line) as elsewhere, pytest.raises(RuntimeError, match=told):
+    with train_step.Elsewhere("plain", line) as elsewhere, pytest.raises(RuntimeError, match=told):
         elsewhere.step()
 
 
