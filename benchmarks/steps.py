@@ -274,25 +274,41 @@ def agreement(plain: Plain, ours: Ours, learn: bool = False) -> tuple[float, flo
             p.copy_(q)
     fabric = ours.lightning("32-true")
     with rates(plain, ours, learn), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        seen = {}
-        for thing in (plain, ours):
-            seen[thing] = Moves()
-            for i in range(2):  # the first fills queues and histories
-                draws = Step(int(FRACTION * 1000) + i, 1000, seed=1)
-                with seen[thing].watch() if learn or i else nullcontext():
-                    thing.step(draws, *([fabric] if thing is ours else []))
-    theirs, mine = seen[plain], seen[ours]
-    losses = max(relative(a - b, b) for a, b in zip(theirs.losses, mine.losses, strict=True))
+        return compared(played(plain, learn), played(ours, learn, fabric), matched)
+
+
+def rounding(run: Run) -> tuple[float, float]:
+    """By how much losses and gradients of the plain step in fp32 differ from its own in float64, as above."""
+    narrow, wide = Plain(run), Plain(run)  # of the same seed
+    wide.method.double()
+    wide.batch = {k: x.double() if x.is_floating_point() else x for k, x in wide.batch.items()}
+    with rates(narrow, wide, False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return compared(played(narrow), played(wide), pairs(narrow.method, wide.method))
+
+
+def played(thing: Plain | Ours, learn: bool = False, *more: Any) -> Moves:
+    """The moves of the second of two steps; of both, where they `learn`."""
+    seen = Moves()
+    for i in range(2):  # the first fills queues and histories
+        draws = Step(int(FRACTION * 1000) + i, 1000, seed=1)
+        with seen.watch() if learn or i else nullcontext():
+            thing.step(draws, *more)
+    return seen
+
+
+def compared(
+    some: Moves, others: Moves, matched: Mapping[str, list[tuple[Any, Any]]]
+) -> tuple[float, float]:
+    """The largest difference of losses and of gradients, in terms of the others'."""
+    losses = max(relative(b - a, a) for a, b in zip(some.losses, others.losses, strict=True))
     gradients = 0.0
-    for a, b in zip(theirs.gradients, mine.gradients, strict=True):
+    for a, b in zip(some.gradients, others.gradients, strict=True):
         for net in matched.values():
             moving = [(p, q) for p, q in net if p in a or q in b]
             if moving:
-                gaps = torch.stack([(a[p] - b[q]).norm() for p, q in moving])
-                gradients = max(
-                    gradients,
-                    relative(gaps.norm(), torch.stack([b[q].norm() for _, q in moving]).norm()),
-                )
+                gap = torch.stack([(a[p] - b[q]).norm() for p, q in moving]).norm()
+                size = torch.stack([b[q].norm() for _, q in moving]).norm()
+                gradients = max(gradients, relative(gap, size))
     return losses, gradients
 
 
@@ -303,13 +319,9 @@ def relative(gap: Any, size: Any) -> float:
 
 
 @contextmanager
-def rates(plain: Plain, ours: Ours, learn: bool) -> Iterator[None]:
+def rates(some: Plain | Ours, others: Plain | Ours, learn: bool) -> Iterator[None]:
     """Learning rates of 0 while it lasts, unless they `learn`."""
-    held = [o for o in vars(plain.method).values() if isinstance(o, torch.optim.Optimizer)]
-    held += getattr(plain.method, "opt", {}).values()
-    if isinstance(plain.method, MUNIT):
-        held += [plain.method.plain.g_opt, plain.method.plain.d_opt]
-    groups = [g for o in [*held, *ours.optimizers.values()] for g in o.param_groups]
+    groups = [g for thing in (some, others) for o in optimizers(thing) for g in o.param_groups]
     before = [g["lr"] for g in groups]
     for g in groups:
         g["lr"] = g["lr"] if learn else 0.0
@@ -318,3 +330,12 @@ def rates(plain: Plain, ours: Ours, learn: bool) -> Iterator[None]:
     finally:
         for g, lr in zip(groups, before, strict=True):
             g["lr"] = lr
+
+
+def optimizers(thing: Plain | Ours) -> list[torch.optim.Optimizer]:
+    if isinstance(thing, Ours):
+        return list(thing.optimizers.values())
+    method = thing.method
+    held = [o for o in vars(method).values() if isinstance(o, torch.optim.Optimizer)]
+    held += getattr(method, "opt", {}).values()
+    return [*held, method.plain.g_opt, method.plain.d_opt] if isinstance(method, MUNIT) else held

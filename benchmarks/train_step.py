@@ -19,8 +19,9 @@ is in fp32 always (TF32 convolutions on a GPU, as torch has them).
 - peak MB: in a process of its own the most resident memory of three steps less that before the networks were made
   (CPU), or the allocator's peak (GPU). Of plain: the share of the plain step's.
 - differ by: how much losses and gradients of our step differ from the plain one's at most, relatively, both in fp32 (no
-  TF32), with the same weights, images and draws. Gradients jump where ReLU and L1 have a kink: there fp32 differs from
-  float64 by more than 1e-5, plain and ours alike; in float64 both agree to 1e-9 (tests/test_plain.py).
+  TF32), with the same weights, images and draws. Gradients jump where ReLU and L1 have a kink, and fp32 differs from
+  float64 there by more than 1e-5, which --rounding tells of the plain step; in float64 plain and ours agree to 1e-9
+  (tests/test_plain.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from typing import Any
 
 import torch
 from running import apart
-from steps import CASES, FAST, Ours, Plain, agreement, device
+from steps import CASES, FAST, Ours, Plain, agreement, device, rounding
 from torch.utils.flop_counter import FlopCounterMode
 
 from unpaired.config import Run
@@ -149,6 +150,7 @@ def measure(
     minutes: float,
     peaks: Mapping[str, float],
     words: Sequence[str],
+    rounded: tuple[float, float] | None,
 ) -> list[list[str]]:
     """The rows of one case: plain, then ours. `words`: the command line for this case alone."""
     plain, ours = Plain(run), Ours(run)
@@ -182,6 +184,8 @@ def measure(
         row += [f"{first[which]:.1f}", f"{flop / 1e9:.0f}", f"{flop / s / 1e9:.0f}"]
         row += [f"{flop / s / top:.0%}", f"{peak:.0f}", f"{peak / peaks['plain']:.0%}"]
         told = "losses {:.0e}, gradients {:.0e}".format(*differ)
+        if rounded:
+            told += "; fp32 from float64 by {:.0e}, {:.0e}".format(*rounded)
         rows.append([*row, told if which == "ours" else ""])
     return rows
 
@@ -255,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--turns", type=int, default=7)
     p.add_argument("--minutes", type=float, default=10, help="of turns, for a case")
     p.add_argument("--out", type=Path, default=Path("runs/train_step.md"))
+    p.add_argument("--rounding", action="store_true", help="what fp32 differs by from float64, too")
     for option in ("--peak", "--turn"):
         p.add_argument(option, choices=STEPS, help=argparse.SUPPRESS)
     args = apart(p, argv)
@@ -279,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 peaks = {which: peak(which, alone) for which in STEPS}
                 run = case.run(words)
                 try:
-                    rows = measure(name, run, args.turns, args.minutes, peaks, alone)
+                    rounded = rounding(run) if args.rounding else None
+                    rows = measure(name, run, args.turns, args.minutes, peaks, alone, rounded)
                 except RuntimeError as error:
                     if not ran_out_of_memory(error):
                         raise

@@ -42,6 +42,12 @@ def test_another_weight_of_a_loss_is_seen():
     assert [o.param_groups[0]["lr"] for o in ours.optimizers.values()] == rates
 
 
+def test_what_fp32_itself_differs_by():
+    small = steps.Case({"method": run("pix2pix").method.model_dump(), "data": {"size": 32}}, ())
+    losses, gradients = steps.rounding(small.run(["data.batch=2"]))
+    assert 1e-9 < losses < 1e-4 and 1e-8 < gradients < 1e-2
+
+
 def test_every_method_has_its_cases():
     assert set(steps.PLAIN) == set(steps.FAST) == set(method_names())
     for name, case in (steps.CASES | steps.FAST).items():
@@ -54,13 +60,14 @@ def test_the_table_of_a_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_step, "peak", lambda which, *rest: {"plain": 200, "ours": 100}[which])
     monkeypatch.setattr(train_step, "Ceiling", Quick)
     out = tmp_path / "table.md"
-    words = ["--only-fast", "--cases", "pix2pix", "--turns", "2", "--out", str(out)]
+    words = ["--only-fast", "--cases", "pix2pix", "--turns", "2", "--rounding", "--out", str(out)]
     train_step.main([*words, "data.batch=2", "train.precision=32-true"])
     text = out.read_text()
     assert text.strip() == capsys.readouterr().out.strip()
     plain, ours = (line.split(" | ") for line in text.splitlines()[-2:])
     assert plain[:4] == ["| pix2pix", "2", "plain", "32-true"] and plain[6] == "1.00"
     assert ours[2] == "ours" and ours[11:13] == ["100", "50%"]
+    assert "fp32 from float64 by" in ours[13]
 
 
 def test_the_peak_is_of_a_process_of_its_own():
