@@ -187,10 +187,9 @@ class Convolution(torch.autograd.Function):
         if _of_inputs:
             return OfInput.apply(g, w, x.detach(), ctx.how), None, None, None
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        g_x, g_weight = of_both(g, x, w, ctx.how, wants_x and not ctx.images, wants_weight)
         return (
-            g_x,
-            g_weight if g_weight is None else g_weight.to(weight.dtype),
+            of_input(g, w, x, ctx.how) if wants_x and not ctx.images else None,
+            of_kernel(g, x, w, ctx.how).to(weight.dtype) if wants_weight else None,
             g.sum((0, 2, 3), dtype=weight.dtype) if wants_bias else None,
             None,
         )
@@ -261,24 +260,10 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Ten
     return as_map(y.view(-1, len(x), h, w).transpose(0, 1), x.dtype)
 
 
-def of_both(
-    g: Tensor, x: Tensor, weight: Tensor, how: How, wants_x: bool, wants_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of an input and of a kernel, if they are wanted."""
-    if wants_x and wants_weight and by_formulas(x, weight, how) and tiled(x, weight, how):
-        return winograd.gradients(g, x, weight, how.padding)
-    return (
-        of_input(g, weight, x, how) if wants_x else None,
-        of_kernel(g, x, weight, how) if wants_weight else None,
-    )
-
-
 def of_input(g: Tensor, weight: Tensor, x: Tensor, how: How) -> Tensor:
     """The gradient of an input `x`, of which the shape matters alone, from that of the output (B, C', h, w)."""
     if by_formulas(g, weight, how) and tiled(x, weight, how):
-        g_x, _ = winograd.gradients(g, x, weight, how.padding, of_weight=False)
-        assert g_x is not None
-        return g_x
+        return winograd.of_input(g, weight, x, how.padding)
     if by_formulas(g, weight, how) and tiny(weight, positions(g)):
         return gathered(g, weight, None, how, x.shape[2:])
     only = [True, False, False]
@@ -305,9 +290,7 @@ def gathered(
 def of_kernel(g: Tensor, x: Tensor, weight: Tensor, how: How) -> Tensor:
     """The gradient of a kernel, of which the shape matters alone."""
     if by_formulas(g, weight, how) and tiled(x, weight, how):
-        _, g_weight = winograd.gradients(g, x, weight, how.padding, of_x=False)
-        assert g_weight is not None
-        return g_weight
+        return winograd.of_kernel(g, x, weight, how.padding)
     if not by_formulas(g, weight, how) or not few(g, weight, positions(g)):
         only = [False, True, False]
         return torch.ops.aten.convolution_backward(g, x, weight, None, *how, only)[1]

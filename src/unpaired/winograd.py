@@ -84,40 +84,32 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequenc
     return y[:, :, : t.h, : t.w].clone(memory_format=LAST)  # no view: it may be changed in place
 
 
-def gradients(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    padding: Sequence[int],
-    of_x: bool = True,
-    of_weight: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of x and of `weight`, if they are wanted, from that of the output."""
+def of_input(g: Tensor, weight: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
+    """The gradient of an input `x`, of which the shape matters alone, from that of the output (B, C', h, w)."""
     t = Tiling(x, weight, padding)
-    g_x = g_kernel = None
-    if of_x:
-        kernel = in_coordinates(weight)
-        g_x = g.new_zeros(t.b, t.down + 1, TILE, t.across + 1, TILE, t.c)
-    if of_weight:
-        seen, g_kernel = t.seen(x), g.new_zeros(NUMBERS, t.c_out, t.c)
-    tiles = t.tiles(t.whole(g.permute(0, 2, 3, 1), (0, 0), TILE * t.down, TILE * t.across))
+    tiles, kernel = t.tiles(t.given(g)), in_coordinates(weight)
+    g_x = g.new_zeros(t.b, t.down + 1, TILE, t.across + 1, TILE, t.c)
+    p, q = t.room(g), t.room(g)
+    for part in t.parts():
+        v = product(A.T, copied(tiles[:, :, *part], p), q)
+        u = product(B.T, products(v, kernel, p), q)
+        t.add_patches(g_x, u, part)
+    (top, left), (h, w) = padding, x.shape[2:]
+    return g_x.flatten(3, 4).flatten(1, 2)[:, top : top + h, left : left + w].permute(0, 3, 1, 2)
+
+
+def of_kernel(g: Tensor, x: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
+    """The gradient of a kernel, of which the shape matters alone."""
+    t = Tiling(x, weight, padding)
+    tiles, seen = t.tiles(t.given(g)), t.seen(x)
+    g_kernel = g.new_zeros(NUMBERS, t.c_out, t.c)
     p, q, r = t.room(g), t.room(g), t.room(g)
     for part in t.parts():
-        v = product(A.T, copied(tiles[:, :, *part], p), r)
-        if g_kernel is not None:
-            u = product(B, copied(seen[:, :, *part], p), q)
-            g_kernel.baddbmm_(matrices(v, t.c_out).mT, matrices(u, t.c))
-        if g_x is not None:
-            u = product(B.T, products(v, kernel, q), p)
-            t.add_patches(g_x, u, part)
-    if g_x is not None:
-        (top, left), (h, w) = padding, x.shape[2:]
-        g_x = g_x.flatten(3, 4).flatten(1, 2)[:, top : top + h, left : left + w].permute(0, 3, 1, 2)
-    if g_kernel is not None:
-        taps = G.T.to(g.dtype) @ g_kernel.flatten(1)
-        g_kernel = taps.view(3, 3, t.c_out, t.c).permute(2, 3, 0, 1)
-        g_kernel = g_kernel.contiguous(memory_format=LAST)
-    return g_x, g_kernel
+        v = product(A.T, copied(tiles[:, :, *part], p), q)
+        u = product(B, copied(seen[:, :, *part], p), r)
+        g_kernel.baddbmm_(matrices(v, t.c_out).mT, matrices(u, t.c))
+    taps = (G.T.to(g.dtype) @ g_kernel.flatten(1)).view(3, 3, t.c_out, t.c)
+    return taps.permute(2, 3, 0, 1).contiguous(memory_format=LAST)
 
 
 class Tiling:
@@ -146,6 +138,10 @@ class Tiling:
         image, line, pixel, _ = x.stride()
         strides = (line, pixel, image, TILE * line, TILE * pixel, 1)
         return x.as_strided((SEEN, SEEN, self.b, self.down, self.across, self.c), strides)
+
+    def given(self, g: Tensor) -> Tensor:
+        """The gradient of the output as whole maps (B, H, W, C')."""
+        return self.whole(g.permute(0, 2, 3, 1), (0, 0), TILE * self.down, TILE * self.across)
 
     def tiles(self, y: Tensor) -> Tensor:
         """Whole maps (B, H, W, C') by tile: (4, 4, B, down, across, C')."""
