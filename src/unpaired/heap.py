@@ -8,7 +8,7 @@ import os
 import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_... of malloc.h
-LARGE = 2**24  # bytes of a map that is handed back all the same
+LARGE = 2**25  # bytes of a map that is handed back all the same
 _kept = False
 
 
@@ -16,7 +16,7 @@ def keep_freed() -> bool:
     """From now on memory that was freed is used again, not handed back to the system; whether that could be arranged.
 
     The system hands memory out page by page, each cleared: with glibc's defaults a step of MUNIT at 256 px asks for up
-    to 100,000 pages. `LARGE` maps are few for their pages, and kept they leave holes that others do not fill: a fifth
+    to 100,000 pages. `LARGE` maps are few for their pages, and kept they leave holes that others do not fill: a sixth
     of TUNIT's peak at 128 px. C libraries other than glibc are left as they are.
     """
     global _kept
