@@ -9,7 +9,7 @@ import unpaired
 
 ROOT = Path(unpaired.__file__).parent
 LAYERS = [  # from the ground up; a module imports from its own layer or below
-    {"errors", "heap", "winograd"},
+    {"errors", "heap", "winograd", "exported"},
     {
         "method",
         "losses",
@@ -20,7 +20,7 @@ LAYERS = [  # from the ground up; a module imports from its own layer or below
     {"methods", "registry", "official"},
     {"config", "data", "progress", "pictures", "alarms"},
     {"translator", "page", "settings"},
-    {"metrics", "translate"},
+    {"metrics", "translate", "export"},
     {"domains"},
     {"train"},
     {"report", "choose"},

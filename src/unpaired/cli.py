@@ -138,6 +138,14 @@ def domains(args: argparse.Namespace) -> None:
         print(f"Written: {report(run, data, args.labels, say)}")
 
 
+def export(args: argparse.Namespace) -> None:
+    from unpaired.export import export
+    from unpaired.progress import say
+
+    listing = export(args.run, args.out, say)
+    print(f"Written: {listing}  (try: python {quote(str(listing.parent / 'translate.py'))} --help)")
+
+
 def report(args: argparse.Namespace) -> None:
     from unpaired.data.intake import placed
     from unpaired.report import report
@@ -332,6 +340,12 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to write (default: RUN/translations)"
     )
     c.add_argument("--strict", action="store_true", help="fail if any image cannot be read")
+
+    c = command(
+        commands, "export", export, "write ONNX files, which run without torch and unpaired"
+    )
+    c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
+    c.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/export)")
 
     c = command(commands, "report", report, "compare runs on one page")
     c.add_argument("runs", type=Path, nargs="+", metavar="RUN")

@@ -156,11 +156,22 @@ class Method(nn.Module, ABC):
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
         """... many times per content: images of domain `target`, (B, C, H, W) in about [-1, 1]."""
 
-    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
-        """`n` random styles of domain `target` (latent-guided), drawn on the CPU."""
-        raise ConfigProblem(f"{self.name} has no random styles: give a reference image.")
+    def latent_dim(self, target: int) -> int:
+        """How many normal numbers a random style of domain `target` is made of; 0 where there are no such."""
+        return 0
 
-    def encode_style(self, reference: Tensor, target: int) -> Tensor | None:
+    def map_latent(self, z: Tensor, target: int) -> Tensor:
+        """The styles of domain `target` that the noise `z` (n, latent_dim) becomes; itself unless a network maps it."""
+        return z
+
+    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
+        """`n` random styles of domain `target` (latent-guided), of noise drawn on the CPU."""
+        if not (dim := self.latent_dim(target)):
+            raise ConfigProblem(f"{self.name} has no random styles: give a reference image.")
+        z = torch.randn(n, dim, generator=generator)
+        return self.map_latent(z.to(next(self.parameters())), target)
+
+    def encode_style(self, reference: Tensor, target: int) -> Tensor:
         """The styles of the images `reference` of domain `target` (reference-guided)."""
         raise ConfigProblem(
             f"{self.name} takes no reference image: leave the style out or sample it."

@@ -204,7 +204,6 @@ class Translator:
                 f"--component {component}: a style of this model has {n} components, 0 to {n - 1}."
             )
         drawn = self.method.sample_style(SPREAD, target, torch.Generator().manual_seed(0))
-        assert drawn is not None
         std, mean = torch.std_mean(drawn[:, component])
         codes = style.repeat(len(values), 1)
         codes[:, component] = (mean + std * torch.tensor(values).to(drawn)).to(codes)
@@ -213,9 +212,7 @@ class Translator:
     @torch.inference_mode()
     def encode_style(self, reference: Picture, domain: str) -> Tensor:
         """The style (1, ...) of a reference image of `domain`, taken at the training size."""
-        style = self.method.encode_style(self.reference(reference), self.index(domain))
-        assert style is not None
-        return style
+        return self.method.encode_style(self.reference(reference), self.index(domain))
 
     # Pieces --------------------------------------------------------------------------------------
 
@@ -399,8 +396,7 @@ def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
     check_seed(seed)
     generator = torch.Generator().manual_seed(int(seed))
-    drawn = [method.sample_style(1, target, generator) for _ in range(n)]
-    return torch.cat([s for s in drawn if s is not None])
+    return torch.cat([method.sample_style(1, target, generator) for _ in range(n)])
 
 
 def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:

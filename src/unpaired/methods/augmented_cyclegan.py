@@ -191,12 +191,10 @@ class AugmentedCycleGAN(Method):
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
         return self.G_AB(content, style) if target else self.G_BA(content)
 
-    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
-        if not target:
-            return super().sample_style(n, target, generator)
-        return torch.randn(n, self.config.z_dim, generator=generator)
+    def latent_dim(self, target: int) -> int:
+        return self.config.z_dim if target else 0
 
-    def encode_style(self, reference: Tensor, target: int) -> Tensor | None:
+    def encode_style(self, reference: Tensor, target: int) -> Tensor:
         """What the images of B show beside what G_BA keeps of them."""
         if not target:
             return super().encode_style(reference, target)

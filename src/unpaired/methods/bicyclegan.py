@@ -192,8 +192,8 @@ class BicycleGAN(Method):
         self.styles(0, target)
         return self.G(content, style)
 
-    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, self.config.z_dim, generator=generator)
+    def latent_dim(self, target: int) -> int:
+        return self.config.z_dim
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor:
         """The mean of E."""

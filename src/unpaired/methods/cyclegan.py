@@ -190,10 +190,8 @@ class CycleGAN(Method):
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
         return (self.G if target else self.F)(with_noise(content, style))
 
-    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor | None:
-        if not self.config.noise:
-            return super().sample_style(n, target, generator)
-        return torch.randn(n, self.config.noise_grid**2, generator=generator)
+    def latent_dim(self, target: int) -> int:
+        return self.config.noise_grid**2 if self.config.noise else 0
 
     @property
     def stride(self) -> int:

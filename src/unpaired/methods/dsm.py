@@ -265,10 +265,11 @@ class DSM(Method):
         """Not bounded: there is no tanh, [-1, 1] is learned and slightly overshot."""
         return self.G.decoder(content, style)
 
-    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.config.style_dim, generator=generator)
-        z = z.to(next(self.F.parameters()))
-        return self.F(z, torch.full((n,), target, device=z.device))
+    def latent_dim(self, target: int) -> int:
+        return self.config.style_dim
+
+    def map_latent(self, z: Tensor, target: int) -> Tensor:
+        return self.F(z, torch.full((len(z),), target, device=z.device))
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor:
         y = torch.full((reference.shape[0],), target, device=reference.device)

@@ -213,8 +213,8 @@ class MUNIT(Method):
     def decode(self, content: Tensor, style: Tensor | None, target: int) -> Tensor:
         return self.autoencoder(target).decode(content, style)  # type: ignore[arg-type]
 
-    def sample_style(self, n: int, target: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, self.config.style_dim, generator=generator)
+    def latent_dim(self, target: int) -> int:
+        return self.config.style_dim
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor:
         return self.autoencoder(target).E_s(reference)

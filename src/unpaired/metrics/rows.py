@@ -326,8 +326,7 @@ class Styles:
         if self.codes is not None:
             i = torch.randint(len(self.codes), (n,), generator=self.generator)
             return self.codes[i.to(self.codes.device)]
-        styles = self.method.sample_style(n, self.d.target, self.generator)
-        return None if styles is None else styles.to(self.tools.device)
+        return self.method.sample_style(n, self.d.target, self.generator).to(self.tools.device)
 
 
 def partners(d: Direction, paired: bool) -> dict[str, Images] | None:
@@ -482,7 +481,6 @@ def smoothness(method: Method, side: Side, source: int, target: int, tools: Tool
     values = []
     for x, _ in side.held.some(PATHS).batches(1, tools.device):
         ends = method.sample_style(2, target, generator)
-        assert ends is not None
         t = torch.linspace(0, 1, POINTS).view(-1, *[1] * (ends.dim() - 1))
         path = torch.lerp(ends[:1].cpu(), ends[1:].cpu(), t).to(tools.device)
         maps = perceived(tools.lpips, decoded(method, x, source, target, path))

@@ -101,8 +101,7 @@ def some_styles(
         return None
     if way == "latent":
         generator = torch.Generator().manual_seed(seed)
-        styles = method.sample_style(n, target, generator)
-        return None if styles is None else styles.to(references.device)
+        return method.sample_style(n, target, generator).to(references.device)
     some = references[torch.arange(min(n, len(references)))]
     styles = encoded(method, some, target)
     shift = (
@@ -157,8 +156,6 @@ def style_gap(method: Method, target: int, real: Tensor, seed: int) -> tuple[flo
     n = len(real)
     generator = torch.Generator().manual_seed(seed)
     draws = method.sample_style(2 * n, target, generator)
-    if draws is None:
-        return None
     one, other = draws.to(real.device).flatten(1).split(n)
     return energy(one, encoded(method, real, target).flatten(1)), energy(one, other)
 
