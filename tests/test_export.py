@@ -13,7 +13,8 @@ from PIL import Image
 from unpaired import Translator
 from unpaired.checkpoint import save_model
 from unpaired.cli import main
-from unpaired.export import export
+from unpaired.errors import ConfigProblem
+from unpaired.export import Graph, export, written
 from unpaired.translator import metadata
 
 pytest.importorskip("onnx")
@@ -103,17 +104,16 @@ def test_every_file_gives_what_the_model_gives(name, tmp_path):
 
 
 ALONE = """
-import sys
-sys.path[:0] = [{example!r}]
+import runpy, sys
 for name in ("torch", "unpaired"):
     sys.modules[name] = None  # importing it fails
-sys.argv = ["translate.py", *{words!r}]
-exec(compile(open({example!r}, encoding="utf-8").read(), {example!r}, "exec"), {{"__name__": "__main__", "__file__": {example!r}}})
+sys.argv = {words!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def alone(example, *words):
-    code = ALONE.format(example=str(example), words=[str(w) for w in words])
+    code = ALONE.format(words=[str(w) for w in (example, *words)])
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
@@ -171,3 +171,29 @@ def test_what_cannot_be_exported_is_said_and_what_differs_is_not_written(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", str(file)]) == 2
     assert "needs onnxscript, of the extra `export`" in capsys.readouterr().err
+
+
+class Counted(torch.nn.Module):
+    def forward(self, x):
+        return x[torch.arange(len(x))]  # which is 2 from then on
+
+
+def test_a_side_that_came_out_fixed_is_refused():
+    graph = Graph(
+        Counted(), {"noise": (torch.rand(2, 3), {0: torch.export.Dim("batch", min=1)})}, "style"
+    )
+    with pytest.raises(ConfigProblem, match="side 0 of noise came out fixed at 2"):
+        written(graph, {"method": "my_lab.cut", "step": 0, "unpaired": "0"})
+
+
+def test_grey_images(tmp_path):
+    file = saved(tmp_path, "stargan_v2", "data.channels=1")
+    about = json.loads(export(file, say=lambda line: None).read_text())
+    assert about["channels"] == 1
+    picture, out = tmp_path / "a.png", tmp_path / "out.png"
+    rgba = np.random.default_rng(0).integers(0, 255, (40, 50, 4), np.uint8)
+    Image.fromarray(rgba).save(picture)  # laid on white
+    done = alone(tmp_path / "export" / "translate.py", picture, out, "--to", "neon")
+    assert not done.returncode, done.stderr
+    with Image.open(out) as image:
+        assert image.mode == "L" and image.size == (40, 32)

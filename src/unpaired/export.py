@@ -177,7 +177,7 @@ def translation(m: Method, way: Way, x: Tensor, code: Tensor | None) -> Graph:
     sides = [k * max(2, side // k) + extra for side, extra in zip(x.shape[2:], (0, k), strict=True)]
     free: dict[int, Any] = {0: batch}
     for i, name in ((2, "height"), (3, "width")):
-        free[i] = k * Dim(name, min=1) if k > 1 else Dim(name, min=1)
+        free[i] = k * Dim(name, min=2) if k > 1 else Dim(name, min=2)
     noise = torch.rand(2, x.shape[1], *sides, generator=torch.Generator().manual_seed(0)) * 2 - 1
     inputs = {"image": (noise, free)}
     if code is not None:
@@ -296,6 +296,14 @@ def written(graph: Graph, about: Mapping[str, Any]) -> tuple[bytes, float]:
         raise ConfigProblem(
             f"{about['method']} cannot be exported ({reason}): its networks have to be such as torch.export follows."
         ) from error
+    for given in proto.graph.input:
+        sides = given.type.tensor_type.shape.dim
+        for i in graph.inputs[given.name][1]:
+            if not sides[i].dim_param:
+                raise ConfigProblem(
+                    f"{about['method']} cannot be exported: side {i} of {given.name} came out fixed at "
+                    f"{sides[i].dim_value}; its networks may have asked for len(x), in place of x.shape[0]."
+                )
     facts = {"unpaired": about["unpaired"], "method": about["method"], "step": str(about["step"])}
     onnx.helper.set_model_props(proto, facts)
     data = proto.SerializeToString()
@@ -318,13 +326,15 @@ def written(graph: Graph, about: Mapping[str, Any]) -> tuple[bytes, float]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch says of itself while it exports."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Without what torch and onnxscript say of themselves."""
+    logs = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

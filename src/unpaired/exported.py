@@ -55,7 +55,8 @@ def run(file: str, given: dict[str, np.ndarray]) -> Any:
 
 def opened(path: Path, about: dict[str, Any], whole: bool = True) -> np.ndarray:
     """(1, C, H, W) in [-1, 1], the sides at least those of the training; the middle of it unless it is wanted whole."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
     if image.has_transparency_data:  # laid on white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -230,9 +230,7 @@ class ConditionalNorm(nn.Module):
     ) -> Tensor:
         z = z[:, :, None, None]
         scale, shift = F.relu(self.scale(z)).flatten(1), F.relu(self.shift(z)).flatten(1)
-        n = x.shape[2] * x.shape[3]
-        share = (n - 1) / n  # of the unbiased variance that is the population's
-        return adain(x, shift, scale * share**0.5, eps * share, slope)
+        return adain(x, shift, scale, eps, slope, correction=1)
 
 
 class Generator(nn.Module):

@@ -219,7 +219,7 @@ class SmoothGAN(Method):
         return self.config.latent_dim
 
     def map_latent(self, z: Tensor, target: int) -> Tensor:
-        return self.F(z, torch.full((len(z),), target, device=z.device))
+        return self.F(z, torch.full((z.shape[0],), target, device=z.device))
 
     def encode_style(self, reference: Tensor, target: int) -> Tensor:
         y = torch.full((reference.shape[0],), target, device=reference.device)

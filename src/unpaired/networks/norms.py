@@ -21,18 +21,28 @@ from unpaired.networks.memory import remade
 
 
 def adain(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-5, slope: float | None = None
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-5,
+    slope: float | None = None,
+    correction: int = 0,
 ) -> Tensor:
     """scale * (x - mean(x)) / std(x) + shift, statistics per sample and channel (Huang and Belongie, ICCV 2017).
 
-    x (B, C, H, W), shift and scale (B, C). The variance is the population's, eps inside the root. With a `slope`, leaky
-    ReLU of it, or ReLU (0).
+    x (B, C, H, W), shift and scale (B, C). The variance is the population's, the unbiased one with a `correction` of 1;
+    eps inside the root. With a `slope`, leaky ReLU of it, or ReLU (0).
     """
     if torch.compiler.is_compiling():  # which fuses the plain formula
         wide, k, b = widened(x), widened(scale)[:, :, None, None], widened(shift)[:, :, None, None]
-        variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+        variance, mean = torch.var_mean(wide, (2, 3), correction=correction, keepdim=True)
         y = (wide - mean) * (variance + eps).rsqrt() * k + b
         return (y if slope is None else F.leaky_relu(y, slope)).to(x.dtype)
+    if correction:
+        share = 1 - correction / (
+            x.shape[2] * x.shape[3]
+        )  # of that variance that is the population's
+        scale, eps = scale * share**0.5, eps * share
     return remade_by_its_node(Standardise.apply(x, shift, scale, eps, slope))
 
 

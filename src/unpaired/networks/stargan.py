@@ -194,7 +194,7 @@ def select(branches: Tensor, y: Tensor) -> Tensor:
     All are evaluated and then selected: a domain that is not in the batch has gradient zero, not
     none, so that weight decay moves it, as in the official code.
     """
-    return branches[torch.arange(len(y), device=y.device), y]
+    return branches[torch.arange(y.shape[0], device=y.device), y]
 
 
 def widths(side: int, smallest: int, budget: int, cap: int) -> list[int]:
