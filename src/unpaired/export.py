@@ -7,8 +7,8 @@
     translate.py            an example: numpy, pillow, onnxruntime
 
 Images are fp32 in [-1, 1]. B is free, and so are H and W in multiples of `stride`. Where domains have networks of their
-own there is a file for each, `translate-a-to-b.onnx`; where one network serves several, one. A method without styles
-has no input `style`; where random styles are the noise itself there is no `style-of-noise.onnx`.
+own each has its file, `translate-from-a-to-b.onnx`; where one network serves several there is one. A method without
+styles has no input `style`; where random styles are the noise itself there is no `style-of-noise.onnx`.
 
 Each file is run by onnxruntime and compared with the model before it is written.
 """
@@ -99,6 +99,7 @@ def export(
     folder = Path(out) if out else (model if model.is_dir() else model.parent) / "export"
     listing = placed(folder / "export.json")
     about, graphs = plan(t)
+    say(f"Files to make, which takes some seconds each: {', '.join(map(escape, graphs))}")
     for name, graph in graphs.items():
         data, difference = written(graph, about)
         write_atomic(folder / name, data)
@@ -149,7 +150,8 @@ def translations(
     t: Translator, ways: Mapping[Way, frozenset[str]]
 ) -> tuple[dict[str, dict[str, str]], dict[str, Graph]]:
     """The file for each source and target, and the graphs. What gives the same pictures is one file."""
-    m, x, names = t.method, image(t), list(file_names(t.domains).values())
+    m, names = t.method, list(file_names(t.domains).values())
+    x = image(t, m.stride)
     styles = {target: style(t, target, kinds) for (_, target), kinds in ways.items()}
     content = same({s: m.encode_content(x, s) for s in dict.fromkeys(s for s, _ in ways)})
     seen: dict[Way, Tensor] = {}
@@ -174,12 +176,12 @@ def translations(
 def translation(m: Method, way: Way, x: Tensor, code: Tensor | None) -> Graph:
     """Example images of two sides that are not alike, at least two strides each."""
     batch, k = Dim("batch", min=1), m.stride
-    sides = [k * max(2, side // k) + extra for side, extra in zip(x.shape[2:], (0, k), strict=True)]
+    sides = [max(2 * k, side) + extra for side, extra in zip(x.shape[2:], (0, k), strict=True)]
     free: dict[int, Any] = {0: batch}
     for i, name in ((2, "height"), (3, "width")):
         free[i] = k * Dim(name, min=2) if k > 1 else Dim(name, min=2)
-    noise = torch.rand(2, x.shape[1], *sides, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    inputs = {"image": (noise, free)}
+    two = torch.rand(2, x.shape[1], *sides, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inputs = {"image": (two, free)}
     if code is not None:
         inputs["style"] = (torch.cat([code, -code]), {0: batch})
     return Graph(Translation(m, *way), inputs, "translation")
@@ -228,10 +230,11 @@ def style_sources(
     return found, graphs
 
 
-def image(t: Translator) -> Tensor:
-    """Noise, as large as images in training."""
-    shape = 1, t.run.data.channels, *t.run.data.hw
-    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def image(t: Translator, stride: int = 1) -> Tensor:
+    """Noise, as large as images in training, or the next multiple of a stride."""
+    h, w = (stride * -(-side // stride) for side in t.run.data.hw)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, t.run.data.channels, h, w, generator=generator) * 2 - 1
 
 
 def noise_of(m: Method, target: int) -> Tensor:
