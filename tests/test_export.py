@@ -13,17 +13,17 @@ from PIL import Image
 from unpaired import Translator
 from unpaired.checkpoint import save_model
 from unpaired.cli import main
-from unpaired.errors import ConfigProblem
-from unpaired.export import Graph, export, written
+from unpaired.errors import ConfigProblem, Problem
+from unpaired.export import Graph, export, noise_of, translations, written
 from unpaired.translator import metadata
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-def saved(folder, name, *settings, size=None, seed=0):
-    """An untrained model, whose biases are no zeros."""
-    torch.manual_seed(seed)
+def saved(folder, name, *settings, size=None):
+    """An untrained model, whose biases are no zeros; of TUNIT's last domain no image was seen."""
+    torch.manual_seed(0)
     method, run = tiny.build(name, *settings, size=size)
     for parameter in method.parameters():
         if parameter.dim() == 1:
@@ -40,6 +40,11 @@ def saved(folder, name, *settings, size=None, seed=0):
     return file
 
 
+def exported(file):
+    listing = export(file, say=lambda line: None)
+    return listing.parent, json.loads(listing.read_text())
+
+
 def run(folder, file, **given):
     session = onnxruntime.InferenceSession(folder / file)
     assert {i.name for i in session.get_inputs()} == set(given)
@@ -50,35 +55,42 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4 * expected.abs().max())
 
 
-FILES = {  # of translations, and of styles
-    "munit": (2, {"of-image-painted", "of-image-outline"}),
-    "unit": (2, set()),
-    "cyclegan": (2, set()),
-    "augmented_cyclegan": (2, {"of-image"}),
-    "pix2pix": (1, set()),
-    "bicyclegan": (1, {"of-image"}),
-    "stargan_v2": (
-        1,
-        {f"of-{k}-{d}" for k in ("image", "noise") for d in ("outline", "painted", "neon")},
-    ),
-    "tunit": (1, {"of-image"}),
+BOTH = {"translate-from-outline-to-painted", "translate-from-painted-to-outline"}
+IMAGE, NOISE = (
+    {f"style-of-{k}-{d}" for d in ("outline", "painted", "neon")} for k in ("image", "noise")
+)
+FILES = {
+    "munit": BOTH | {"style-of-image-painted", "style-of-image-outline"},
+    "unit": BOTH,
+    "cyclegan": BOTH,
+    "augmented_cyclegan": BOTH | {"style-of-image"},
+    "pix2pix": {"translate"},
+    "bicyclegan": {"translate", "style-of-image"},
+    "stargan_v2": {"translate"} | IMAGE | NOISE,
+    "smoothgan": {"translate"} | IMAGE | NOISE,
+    "dsm": {"translate"} | IMAGE | NOISE,
+    "tunit": {"translate", "style-of-image"},
 }
-FILES["smoothgan"] = FILES["dsm"] = FILES["stargan_v2"]
+CASES = [(name, ()) for name in tiny.METHODS] + [
+    ("unit", ("method.shared=1", "data.size=[16,20]")),
+    ("cyclegan", ("method.noise=true",)),
+    ("dsm", ("method.flow=false",)),
+]
 
 
-@pytest.mark.parametrize("name", tiny.METHODS)
+@pytest.mark.parametrize("name, settings", CASES)
 @torch.inference_mode()
-def test_every_file_gives_what_the_model_gives(name, tmp_path):
-    file = saved(tmp_path, name)
-    about = json.loads(export(file, say=lambda line: None).read_text())
-    folder, t = tmp_path / "export", Translator.load(file, "cpu")
+def test_every_file_gives_what_the_model_gives(name, settings, tmp_path):
+    file = saved(tmp_path, name, *settings)
+    (folder, about), t = exported(file), Translator.load(file, "cpu")
     m, k, c = t.method, t.method.stride, about["channels"]
     ways = {(a, b): f for a, found in about["translate"].items() for b, f in found.items()}
-    assert len(set(ways.values())) == FILES[name][0]
-    assert {p.stem.removeprefix("style-") for p in folder.glob("style-*")} == FILES[name][1]
+    assert {p.stem for p in folder.glob("*.onnx")} == FILES[name]
+    if FILES[name] >= IMAGE:
+        assert len(ways) == 9  # one network serves all, also a domain to itself
     for (a, b), translate in ways.items():
         way = m.domains.index(a), m.domains.index(b)
-        for shape in ((3, 4 * k, 2 * k), (1, 2 * k, 5 * k)):
+        for shape in ((3, 4 * k, 2 * k), (1, 2 * k, 5 * k), (1, *about["size"])):
             x = torch.rand(shape[0], c, *shape[1:]) * 2 - 1
             styles = about["styles"][b]
             if styles is None:
@@ -90,7 +102,7 @@ def test_every_file_gives_what_the_model_gives(name, tmp_path):
     for b, styles in about["styles"].items():
         target = m.domains.index(b)
         if styles and styles["noise"]:
-            z = torch.randn(5, styles["noise"])
+            z = torch.randn(5, styles["noise"]) * 4  # also beyond the ends of a spline
             s = m.map_latent(z, target)
             assert (styles["of_noise"] is None) == torch.equal(s, z)
             if styles["of_noise"]:
@@ -98,7 +110,7 @@ def test_every_file_gives_what_the_model_gives(name, tmp_path):
         if styles and styles["of_image"]:
             x = torch.rand(5, c, *about["size"]) * 2 - 1
             close(run(folder, styles["of_image"], image=x), m.encode_style(x, target))
-    if name == "tunit":  # of the third no image was seen
+    if name == "tunit":
         close(about["styles"][m.domains[1]]["mean"], m.C.mean[1])
         assert about["styles"][m.domains[2]]["mean"] is None
 
@@ -112,54 +124,115 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def alone(example, *words):
-    code = ALONE.format(words=[str(w) for w in (example, *words)])
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def alone(folder, *words):
+    """The example: its exit code and what it said."""
+    code = ALONE.format(words=[str(w) for w in (folder / "example.py", *words)])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def far(a, b):
+    assert a.shape == b.shape
+    return np.abs(a - b).mean()
 
 
 def test_the_example_translates_without_torch_and_us(tmp_path, capsys):
-    folder = tmp_path / "a rün"
-    folder.mkdir()
-    saved(folder, "munit")
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (9, 7, 3), np.uint8).repeat(5, 0).repeat(5, 1)
-    picture, reference = folder / "ä b.png", folder / "ref.png"
-    Image.fromarray(pixels).save(picture)
-    Image.fromarray(pixels[::-1, ::-1]).save(reference)
-    assert main(["export", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert (
-        "translate-to-painted.onnx" not in said and "translate-from-outline-to-painted.onnx" in said
-    )
-    example, out = folder / "export" / "translate.py", tmp_path / "out.png"
-    assert str(example) in said
+    run = tmp_path / "a rün"
+    run.mkdir()
+    saved(run, "munit", "data.size=[16,24]")
+    blocks = np.random.default_rng(0).integers(0, 255, (9, 7, 4), np.uint8)
+    blocks = Image.fromarray(blocks.repeat(5, 0).repeat(5, 1))  # transparent in places
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture, reference, out = run / "ä b.png", run / "ref.png", tmp_path / "out.png"
+    blocks.save(picture)
+    blocks.convert("RGB").save(reference, exif=turned)
+    assert main(["export", str(run)]) == 0
+    folder = run / "export"
+    assert "example.py' --help" in capsys.readouterr().out
 
-    done = alone(example, picture, out, "--to", "painted", "--style-from", reference)
-    assert not done.returncode, done.stderr
-    t = Translator.load(folder, "cpu")
-    (expected,) = t.translate(picture, to="painted", style_from=reference)
-    found = np.asarray(Image.open(out)).astype(int)
-    assert found.shape == np.asarray(expected).shape
-    assert np.abs(found - np.asarray(expected)).mean() < 1  # their resizing is Pillow's
+    def made(*words):
+        code, said = alone(folder, picture, out, *words)
+        assert not code, said
+        with Image.open(out) as image:
+            return pixels(image)
 
-    pictures = []
-    for seed in ("1", "1", "2"):
-        assert not alone(example, picture, out, "--to", "outline", "--seed", seed).returncode
-        pictures.append(np.asarray(Image.open(out)))
-    assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+    t = Translator.load(run, "cpu")
+    for style in (reference, picture):
+        (expected,) = t.translate(picture, to="painted", style_from=style)
+        found = made("--to", "painted", "--style-from", style)
+        assert far(found, pixels(expected)) < 1  # it resizes by Pillow
+    (other,) = t.translate(picture, to="painted", style_from=reference)
+    assert far(found, pixels(other)) > 2
 
-    asked = alone(example, picture, out)
-    assert asked.returncode == 2 and "say --to: painted, outline" in asked.stderr
+    one, again, two = (made("--to", "outline", "--seed", seed) for seed in "112")
+    assert (one == again).all() and far(one, two) > 2
+
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    for words, code, reason in (
+        ((picture, out), 2, "say --to: painted, outline"),
+        ((picture, out, "--to", "outline", "--source", "outline"), 2, "no way from outline to outline"),
+        ((picture, out, "--to", "outline", "--seed", "-1"), 2, "0 or more"),
+        ((picture, tmp_path / "out", "--to", "outline"), 2, "name a .png"),
+        ((picture, tmp_path / "no" / "out.png", "--to", "outline"), 2, "a folder that exists"),
+        ((text, out, "--to", "outline"), 1, "cannot be read as an image"),
+        ((tmp_path / "none.png", out, "--to", "outline"), 1, "cannot be read as an image"),
+    ):  # fmt: skip
+        found = alone(folder, *words)
+        assert found[0] == code and reason in found[1]
 
 
-def test_what_cannot_be_exported_is_said_and_what_differs_is_not_written(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_example_reads_images_as_translate_does(tmp_path):
+    """Transparent, grey of 16 bits; with the mean style of a domain, where there is one."""
+    file = saved(tmp_path, "tunit", "data.channels=1")
+    folder, about = exported(file)
+    t, rng, out = Translator.load(file, "cpu"), np.random.default_rng(0), tmp_path / "out.png"
+    first, second, third = t.domains
+    rgba = rng.integers(0, 255, (8, 10, 4), np.uint8).repeat(5, 0).repeat(5, 1)
+    deep = rng.integers(0, 65535, (8, 10), np.uint16).repeat(5, 0).repeat(5, 1)
+    for name, array in (("rgba", rgba), ("deep", deep)):
+        picture = tmp_path / f"{name}.png"
+        Image.fromarray(array).save(picture)
+        code, said = alone(folder, picture, out, "--to", second)
+        assert not code, said
+        (expected,) = t.translate(picture, to=second)
+        (other,) = t.translate(picture, to=first)
+        with Image.open(out) as image:
+            assert image.mode == "L"
+            assert far(pixels(image), pixels(expected)) < 1 < far(pixels(image), pixels(other))
+    assert "no mean style of" in alone(folder, picture, out, "--to", third)[1]
+
+
+def test_a_new_export_takes_the_place_of_the_old_one(tmp_path, monkeypatch, capsys):
+    folder, _ = exported(saved(tmp_path, "bicyclegan"))
+    mine, example = folder / "mine.onnx", folder / "example.py"
+    assert folder == tmp_path / "model-export" and (folder / "style-of-image.onnx").exists()
+    mine.write_text("mine")
+    example.write_text("print('mine')")
     file = saved(tmp_path, "pix2pix")
-    monkeypatch.setattr("unpaired.export.FAR", -1.0)
-    assert main(["export", str(file), "--out", str(tmp_path / "x")]) == 2
-    assert "differs from the model" in capsys.readouterr().err
-    assert not list((tmp_path / "x").iterdir())
+    names = {"export.json", "translate.onnx", "mine.onnx", "example.py"}
+    exported(file)
+    assert {p.name for p in folder.iterdir()} == names and example.read_text() == "print('mine')"
+
+    class Wrong(onnxruntime.InferenceSession):
+        by = np.nan
+
+        def run(self, *given):
+            return [super().run(*given)[0] + self.by]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(onnxruntime, "InferenceSession", Wrong)
+        for Wrong.by in (np.float32("nan"), np.float32(0.01)):
+            assert main(["export", str(file), "--out", str(folder)]) == 2
+            assert "differs from the model" in capsys.readouterr().err
+            # what is left does not say that it belongs together
+            assert {p.name for p in folder.iterdir()} == {"mine.onnx", "example.py"}
 
     def refuse(*args, **kw):
         raise torch.onnx.OnnxExporterError("no way\nat all")
@@ -167,7 +240,6 @@ def test_what_cannot_be_exported_is_said_and_what_differs_is_not_written(
     monkeypatch.setattr(torch.onnx, "export", refuse)
     assert main(["export", str(file)]) == 2
     assert "pix2pix cannot be exported (no way)" in capsys.readouterr().err
-
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", str(file)]) == 2
     assert "needs onnxscript, of the extra `export`" in capsys.readouterr().err
@@ -179,21 +251,25 @@ class Counted(torch.nn.Module):
 
 
 def test_a_side_that_came_out_fixed_is_refused():
-    graph = Graph(
-        Counted(), {"noise": (torch.rand(2, 3), {0: torch.export.Dim("batch", min=1)})}, "style"
-    )
+    free = {0: torch.export.Dim("batch", min=1)}
+    graph = Graph(Counted(), {"noise": (torch.rand(2, 3), free)}, [torch.rand(1, 3)], "style")
     with pytest.raises(ConfigProblem, match="side 0 of noise came out fixed at 2"):
         written(graph, {"method": "my_lab.cut", "step": 0, "unpaired": "0"})
 
 
-def test_grey_images(tmp_path):
-    file = saved(tmp_path, "stargan_v2", "data.channels=1")
-    about = json.loads(export(file, say=lambda line: None).read_text())
-    assert about["channels"] == 1
-    picture, out = tmp_path / "a.png", tmp_path / "out.png"
-    rgba = np.random.default_rng(0).integers(0, 255, (40, 50, 4), np.uint8)
-    Image.fromarray(rgba).save(picture)  # laid on white
-    done = alone(tmp_path / "export" / "translate.py", picture, out, "--to", "neon")
-    assert not done.returncode, done.stderr
-    with Image.open(out) as image:
-        assert image.mode == "L" and image.size == (40, 32)
+def test_names_of_files_stay_apart(tmp_path):
+    file = saved(tmp_path, "cyclegan", "data.domains=[outline,painted]")
+    t = Translator.load(file, "cpu")
+    t.domains = t.method.domains = ("x", "x-to-x")
+    ways = {(0, 1): frozenset(), (1, 0): frozenset()}
+    files, graphs = translations(t, ways)
+    assert len(graphs) == 2 and files["x"]["x-to-x"] != files["x-to-x"]["x"]
+    t.domains = t.method.domains = ("é" * 120, "è" * 120)
+    assert all(len(name.encode()) < 200 for name in translations(t, ways)[1])
+
+
+def test_a_method_of_ones_own_whose_styles_are_no_function_of_noise(tmp_path):
+    method, _ = tiny.build("munit")
+    method.latent_dim = lambda target: 0
+    with pytest.raises(Problem, match="give it latent_dim and map_latent"):
+        noise_of(method, 0)

@@ -9,7 +9,7 @@ import unpaired
 
 ROOT = Path(unpaired.__file__).parent
 LAYERS = [  # from the ground up; a module imports from its own layer or below
-    {"errors", "heap", "winograd", "exported"},
+    {"errors", "heap", "winograd", "example"},
     {
         "method",
         "losses",

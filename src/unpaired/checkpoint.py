@@ -78,7 +78,7 @@ _FILES = ("tensors.safetensors", "state.json")  # of a checkpoint, besides its m
 _RUN = (  # what training and looking at it write; not the lock, nor translations
     "checkpoints samples tensorboard config.yaml status.json log.jsonl best.json dataset.json bad_files.jsonl "
     "model.safetensors model-best.safetensors index.html metrics.json model.metrics.json model-best.metrics.json "
-    "domains.json domains.html"
+    "domains.json domains.html export"
 ).split()
 _TEMPORARY = re.compile(r"\.tmp-(\d+-)?\d+-[0-9a-f]{8}")  # ours, half-written
 _OURS = re.compile(r"step-\d{8,}(\.(\d+\.)?old)?")  # the names that we give, and may rotate away

@@ -139,11 +139,13 @@ def domains(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+    from unpaired.data.intake import escape
     from unpaired.export import export
     from unpaired.progress import say
 
-    listing = export(args.run, args.out, say)
-    print(f"Written: {listing}  (try: python {quote(str(listing.parent / 'translate.py'))} --help)")
+    listing = export(args.run, args.out)
+    example = quote(escape(listing.parent / "example.py"))
+    say(f"Written: {escape(listing)}  (try: python {example} --help)")
 
 
 def report(args: argparse.Namespace) -> None:

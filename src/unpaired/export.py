@@ -4,7 +4,7 @@
     style-of-image.onnx     image (B, C, h, w), of the training size -> style (B, n)
     style-of-noise.onnx     noise (B, m), standard normal -> style (B, n)
     export.json             which file for which domain, and what goes in and out
-    translate.py            an example: numpy, pillow, onnxruntime
+    example.py              translates an image by these, with numpy, pillow and onnxruntime alone
 
 Images are fp32 in [-1, 1]. B is free, and so are H and W in multiples of `stride`. Where domains have networks of their
 own each has its file, `translate-from-a-to-b.onnx`; where one network serves several there is one. A method without
@@ -19,7 +19,8 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -31,15 +32,17 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import unpaired
+from unpaired import progress
 from unpaired.checkpoint import write_atomic
 from unpaired.data.intake import escape, placed
 from unpaired.errors import ConfigProblem, Problem
 from unpaired.method import Method
+from unpaired.translate import short
 from unpaired.translator import Translator, file_names
 
 FORMAT = "unpaired export 1"
 OPSET = 20
-EXAMPLE = Path(__file__).with_name("exported.py")
+EXAMPLE = Path(__file__).with_name("example.py")
 FAR = 1e-3  # of the largest number: a file that differs from the model by more is not written
 Way = tuple[int, int]  # source and target
 K = TypeVar("K", int, Way)
@@ -68,22 +71,24 @@ class Style(nn.Module):
 
 
 class Graph(NamedTuple):
-    """A file to be: an input of each kind, as an example, and its sides that are free."""
+    """A file to be: an input of each kind, as an example, with its sides that are free; and other inputs."""
 
     network: nn.Module
     inputs: Mapping[str, tuple[Tensor, Mapping[int, Any]]]
+    others: Sequence[Tensor]
     output: str
 
 
 def export(
     model: str | PathLike[str],
     out: str | PathLike[str] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = progress.say,
 ) -> Path:
-    """Writes the files of a run folder or a model.safetensors to `out`, by default `export` in or beside it.
+    """Writes the files to `out`, by default RUN/export, or for a model file model-export beside it.
 
-    Returns the path of export.json, which is written last. Raises `ConfigProblem` without the extra `export`, and for a
-    method that torch cannot export; `Problem` where what came out differs from the model.
+    Returns the path of export.json, which is written last; files of an earlier export there are deleted first. Raises
+    `ConfigProblem` without the extra `export`, and for a method that torch cannot export; `Problem` where what came out
+    differs from the model.
     """
     try:
         import onnx  # noqa: F401
@@ -96,19 +101,40 @@ def export(
         ) from None
     model = Path(model)
     t = Translator.load(model, device="cpu")
-    folder = Path(out) if out else (model if model.is_dir() else model.parent) / "export"
+    own = model / "export" if model.is_dir() else model.with_name(f"{model.stem}-export")
+    folder = Path(out or own)
     listing = placed(folder / "export.json")
+    say(f"Looking at the networks of {escape(model)}.")
     about, graphs = plan(t)
     say(f"Files to make, which takes some seconds each: {', '.join(map(escape, graphs))}")
+    clear(listing)
     for name, graph in graphs.items():
         data, difference = written(graph, about)
         write_atomic(folder / name, data)
         say(
             f"{escape(folder / name)}  {len(data) / 1e6:.1f} MB, within {difference:.0e} of the model"
         )
-    write_atomic(folder / "translate.py", EXAMPLE.read_bytes())
-    write_atomic(listing, json.dumps(about, indent=2, ensure_ascii=False).encode())
+    if not (example := folder / EXAMPLE.name).exists():  # it may have been worked on
+        write_atomic(example, EXAMPLE.read_bytes())
+    write_atomic(listing, json.dumps(about, indent=2).encode())
     return listing
+
+
+def clear(listing: Path) -> None:
+    """Deletes an earlier export.json, and then the files that it names: they belong together."""
+    try:
+        about = json.loads(listing.read_bytes())
+        if about["format"] != FORMAT:
+            return
+        files = {file for found in about["translate"].values() for file in found.values()}
+        for of in filter(None, about["styles"].values()):
+            files |= {of["of_noise"], of["of_image"]} - {None}
+        listing.unlink()
+        for file in files:
+            if Path(file).suffix == ".onnx" and Path(file).name == file:
+                (listing.parent / file).unlink(missing_ok=True)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return  # not one of ours
 
 
 # What there is to export ---------------------------------------------------------------------------------------------
@@ -136,77 +162,93 @@ def plan(t: Translator) -> tuple[dict[str, Any], dict[str, Graph]]:
 
 
 def directions(method: Method) -> dict[Way, frozenset[str]]:
-    """The ways to say a style in each direction that the method has; to itself only where there is one domain."""
+    """The ways to say a style in each direction that the method has."""
     found = {}
-    n = len(method.domains)
-    for source, target in itertools.product(range(n), repeat=2):
-        if source != target or n == 1:
-            with suppress(ConfigProblem):  # which it does not have
-                found[source, target] = method.styles(source, target)
+    domains = range(len(method.domains))
+    for source, target in itertools.product(domains, repeat=2):
+        with suppress(ConfigProblem):  # which it does not have
+            found[source, target] = method.styles(source, target)
     return found
+
+
+def by_target(ways: Mapping[Way, frozenset[str]]) -> dict[int, frozenset[str]]:
+    return {target: kinds for (_, target), kinds in sorted(ways.items())}
+
+
+def names(t: Translator) -> list[str]:
+    """Of the domains, in names of files."""
+    return [short(name, 60) for name in file_names(t.domains).values()]
 
 
 def translations(
     t: Translator, ways: Mapping[Way, frozenset[str]]
 ) -> tuple[dict[str, dict[str, str]], dict[str, Graph]]:
-    """The file for each source and target, and the graphs. What gives the same pictures is one file."""
-    m, names = t.method, list(file_names(t.domains).values())
-    x = image(t, m.stride)
-    styles = {target: style(t, target, kinds) for (_, target), kinds in ways.items()}
+    """The file for each source and target, and the graphs. What gives the same pictures is one file.
+
+    From a domain to itself only where that is the file of another way, or the only way.
+    """
+    m, x, called = t.method, image(t, t.method.stride), names(t)
+    styles = {target: style(t, target, kinds) for target, kinds in by_target(ways).items()}
     content = same({s: m.encode_content(x, s) for s in dict.fromkeys(s for s, _ in ways)})
     seen: dict[Way, Tensor] = {}
     for s, target in ways:
         if (way := (content[s], target)) not in seen:
             seen[way] = m.translate(x, *way, styles[target])
-    twins = same({(s, target): seen[content[s], target] for s, target in ways})
+    groups: dict[Way, list[Way]] = defaultdict(list)
+    for way, first in same({(s, target): seen[content[s], target] for s, target in ways}).items():
+        groups[first].append(way)
+    if len(t.domains) > 1:
+        groups = {way: g for way, g in groups.items() if any(s != target for s, target in g)}
     files: dict[str, dict[str, str]] = {}
-    graphs = {}
-    for way, first in twins.items():
-        alike = [w for w in twins if twins[w] == first]
-        file = "translate"
+    graphs: dict[str, Graph] = {}
+    for group in groups.values():
+        stem = "translate"
         for word, side in (("from", 0), ("to", 1)):
-            if len({w[side] for w in alike}) == 1 < len({w[side] for w in twins}):
-                file += f"-{word}-{names[way[side]]}"
-        files.setdefault(t.domains[way[0]], {})[t.domains[way[1]]] = f"{file}.onnx"
-        if way == first:
-            graphs[f"{file}.onnx"] = translation(m, way, x, styles[way[1]])
+            ends = {way[side] for way in group}
+            if len(ends) == 1 and len(groups) > 1:
+                stem += f"-{word}-{called[ends.pop()]}"
+        file = f"{stem}.onnx"
+        if file in graphs:
+            file = f"{stem}_{len(graphs) + 1}.onnx"
+        for s, target in group:
+            files.setdefault(t.domains[s], {})[t.domains[target]] = file
+        graphs[file] = translation(m, group[0], x, styles[group[0][1]])
     return files, graphs
 
 
 def translation(m: Method, way: Way, x: Tensor, code: Tensor | None) -> Graph:
-    """Example images of two sides that are not alike, at least two strides each."""
+    """Two images of two sides that are not alike, at least two strides each; and one as in training."""
     batch, k = Dim("batch", min=1), m.stride
-    sides = [max(2 * k, side) + extra for side, extra in zip(x.shape[2:], (0, k), strict=True)]
+    height, width = (max(2 * k, side) for side in x.shape[2:])
+    width += k if width != height + k else 2 * k
     free: dict[int, Any] = {0: batch}
     for i, name in ((2, "height"), (3, "width")):
-        free[i] = k * Dim(name, min=2) if k > 1 else Dim(name, min=2)
-    two = torch.rand(2, x.shape[1], *sides, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        free[i] = k * Dim(name, min=1) if k > 1 else Dim(name, min=1)
+    generator = torch.Generator().manual_seed(0)
+    two = torch.rand(2, x.shape[1], height, width, generator=generator) * 2 - 1
     inputs = {"image": (two, free)}
     if code is not None:
         inputs["style"] = (torch.cat([code, -code]), {0: batch})
-    return Graph(Translation(m, *way), inputs, "translation")
+    others = [x] if code is None else [x, code]
+    return Graph(Translation(m, *way), inputs, others, "translation")
 
 
 def style_sources(
     t: Translator, ways: Mapping[Way, frozenset[str]]
 ) -> tuple[dict[str, dict[str, Any] | None], dict[str, Graph]]:
     """What a style of each target may come from, None where there are no styles, and the graphs."""
-    m, x, names = t.method, image(t), list(file_names(t.domains).values())
-    kinds = {target: kinds for (_, target), kinds in ways.items()}
+    m, x, called, kinds = t.method, image(t), names(t), by_target(ways)
     found: dict[str, dict[str, Any] | None] = {}
-    for target, of in sorted(kinds.items()):
-        code = style(t, target, of)
-        found[t.domains[target]] = (
-            None
-            if code is None
-            else {
+    for target, of in kinds.items():
+        found[t.domains[target]] = None
+        if (code := style(t, target, of)) is not None:
+            found[t.domains[target]] = {
                 "numbers": code.shape[1],
                 "noise": m.latent_dim(target) if "latent" in of else 0,
                 "of_noise": None,
                 "of_image": None,
                 "mean": mean(m, target) if "mean" in of else None,
             }
-        )
     noise = {target: noise_of(m, target) for target, of in kinds.items() if "latent" in of}
     images = {target: x for target, of in kinds.items() if "reference" in of}
     graphs = {}
@@ -219,14 +261,15 @@ def style_sources(
         firsts = same(mapped)
         for target, first in firsts.items():
             one = len(set(firsts.values())) == 1
-            file = f"style-of-{name}{'' if one else f'-{names[first]}'}.onnx"
+            file = f"style-of-{name}{'' if one else f'-{called[first]}'}.onnx"
             entry = found[t.domains[target]]
             assert entry is not None
             entry[kind] = file
             if first == target:
-                batch = {0: Dim("batch", min=1)}
-                two = torch.cat([given[target], given[target].flip(-1)])
-                graphs[file] = Graph(Style(m, verb.__name__, target), {name: (two, batch)}, "style")
+                value, batch = given[target], {0: Dim("batch", min=1)}
+                two = torch.cat([value, value.flip(-1)])
+                inputs = {name: (two, batch)}
+                graphs[file] = Graph(Style(m, verb.__name__, target), inputs, [value], "style")
     return found, graphs
 
 
@@ -238,7 +281,12 @@ def image(t: Translator, stride: int = 1) -> Tensor:
 
 
 def noise_of(m: Method, target: int) -> Tensor:
-    return torch.linspace(-1, 1, m.latent_dim(target))[None]
+    """From far out to far out: DSM's spline ends at 5."""
+    if not (dim := m.latent_dim(target)):
+        raise ConfigProblem(
+            f"{m.name} cannot be exported: its random styles are not made of noise: give it latent_dim and map_latent."
+        )
+    return torch.linspace(-6, 6, dim)[None]
 
 
 def style(t: Translator, target: int, kinds: frozenset[str]) -> Tensor | None:
@@ -246,11 +294,12 @@ def style(t: Translator, target: int, kinds: frozenset[str]) -> Tensor | None:
     m = t.method
     if not kinds:
         return None
-    code = (
-        m.map_latent(noise_of(m, target), target)
-        if "latent" in kinds
-        else m.encode_style(image(t), target)
-    )
+    if "latent" in kinds:
+        code = m.map_latent(noise_of(m, target), target)
+    elif "reference" in kinds:
+        code = m.encode_style(image(t), target)
+    else:
+        code = m.sample_style(1, target, torch.Generator())
     return torch.linspace(-1, 1, code.shape[1])[None]
 
 
@@ -312,13 +361,15 @@ def written(graph: Graph, about: Mapping[str, Any]) -> tuple[bytes, float]:
     data = proto.SerializeToString()
     session = onnxruntime.InferenceSession(data)
     difference = 0.0
-    for inputs in (examples, [x[:1] for x in examples]):
+    for inputs in (examples, graph.others):
         with torch.inference_mode():
             expected = network(*inputs).numpy()
         given = {name: x.numpy() for name, x in zip(graph.inputs, inputs, strict=True)}
         found = session.run(None, given)[0]
-        largest = np.abs(expected).max()
-        difference = max(difference, float(np.abs(found - expected).max() / max(largest, 1)))
+        largest = max(np.abs(expected).max(), 1)
+        difference = float(
+            np.maximum(difference, np.abs(found - expected).max() / largest)
+        )  # or NaN
     if not difference <= FAR:
         raise Problem(
             f"What was exported differs from the model, by {difference:.1g}, so it was not written: please report it, "

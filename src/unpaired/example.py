@@ -1,4 +1,4 @@
-"""Translate an image by the files beside this one: python translate.py IMAGE OUT.png --to DOMAIN
+"""Translate an image by the files beside this one: python example.py IMAGE OUT.png --to DOMAIN
 
 Needs numpy, pillow and onnxruntime, nothing else. `unpaired export` wrote it (Apache-2.0): an example to begin from.
 What the files take and give is in export.json. The style is, in this order, that of --style-from, a random one of
@@ -33,20 +33,28 @@ def main() -> None:
         p.error(f"say --to: {', '.join(targets)}")
     sources = [a for a, b in ways if b == args.to and args.source in (None, a)]
     if not sources:
-        p.error(f"no way from {args.source} to {args.to}")
+        p.error(
+            f"no way from {args.source} to {args.to}; there is: {', '.join(map(' to '.join, ways))}"
+        )
+    if args.out.suffix.lower() not in Image.registered_extensions() or not args.out.parent.is_dir():
+        p.error(f"{args.out} cannot be written: name a .png, in a folder that exists")
+    if args.seed < 0:
+        p.error("--seed: 0 or more")
 
     image = opened(args.image, about)
     height, width = image.shape[2:]
-    down, right = -height % about["stride"], -width % about["stride"]
-    room = (0, 0), (0, 0), (0, down), (0, right)
-    reflect = down < height and right < width
-    image = np.pad(image, room, "reflect") if reflect else np.pad(image, room, "edge")
-    given = {"image": image}
+    room = (0, -height % about["stride"]), (0, -width % about["stride"])
+    given = {"image": np.pad(image, ((0, 0), (0, 0), *room), "reflect")}
     if (styles := about["styles"][args.to]) is not None:
         given["style"] = style(styles, about, args)
+    elif args.style_from:
+        p.error("this model makes one result of an image: leave --style-from out")
     y = run(ways[sources[0], args.to], given)[0, :, :height, :width]
     pixels = np.rint((y.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(args.out)
+    try:
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(args.out)
+    except OSError as error:
+        raise SystemExit(f"{args.out} cannot be written: {error}") from None
 
 
 def run(file: str, given: dict[str, np.ndarray]) -> Any:
@@ -54,18 +62,26 @@ def run(file: str, given: dict[str, np.ndarray]) -> Any:
 
 
 def opened(path: Path, about: dict[str, Any], whole: bool = True) -> np.ndarray:
-    """(1, C, H, W) in [-1, 1], the sides at least those of the training; the middle of it unless it is wanted whole."""
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
+    """(1, C, H, W) in [-1, 1]: the shorter side as in training, or the middle of it in the size of the training."""
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SystemExit(f"{path} cannot be read as an image: {error}") from None
+    if image.mode.startswith("I;16"):  # Pillow would clip it at 255
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise SystemExit(f"{path}: {image.mode} has no range that is known: save it as 8 bits")
     if image.has_transparency_data:  # laid on white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if about["channels"] == 1 else "RGB")
     height, width = about["size"]
-    least = min(about["size"])
     if whole:
-        ratio = least / min(image.size)
-        size = tuple(round(n * ratio) for n in image.size)
+        ratio = min(height, width) / min(image.size)
+        size = round(image.width * ratio), round(image.height * ratio)
     else:
         ratio = max(width / image.width, height / image.height)
         size = max(width, round(image.width * ratio)), max(height, round(image.height * ratio))
@@ -88,7 +104,7 @@ def style(styles: dict[str, Any], about: dict[str, Any], args: argparse.Namespac
         return run(styles["of_noise"], {"noise": noise}) if styles["of_noise"] else noise
     if styles["mean"]:
         return np.array([styles["mean"]], np.float32)
-    raise SystemExit("this model takes its style from an image: say --style-from")
+    raise SystemExit(f"there is no mean style of {args.to}: say --style-from, or another --to")
 
 
 if __name__ == "__main__":
