@@ -261,11 +261,11 @@ def test_names_of_files_stay_apart(tmp_path):
     file = saved(tmp_path, "cyclegan", "data.domains=[outline,painted]")
     t = Translator.load(file, "cpu")
     t.domains = t.method.domains = ("x", "x-to-x")
-    ways = {(0, 1): frozenset(), (1, 0): frozenset()}
-    files, graphs = translations(t, ways)
+    ways, codes = ((0, 1), (1, 0)), {0: None, 1: None}
+    files, graphs = translations(t, ways, codes)
     assert len(graphs) == 2 and files["x"]["x-to-x"] != files["x-to-x"]["x"]
     t.domains = t.method.domains = ("é" * 120, "è" * 120)
-    assert all(len(name.encode()) < 200 for name in translations(t, ways)[1])
+    assert all(len(name.encode()) < 200 for name in translations(t, ways, codes)[1])
 
 
 def test_a_method_of_ones_own_whose_styles_are_no_function_of_noise(tmp_path):

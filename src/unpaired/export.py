@@ -20,7 +20,7 @@ import json
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -144,8 +144,10 @@ def clear(listing: Path) -> None:
 def plan(t: Translator) -> tuple[dict[str, Any], dict[str, Graph]]:
     """What export.json says, and the graphs by the files that it names."""
     ways = directions(t.method)
-    translate, graphs = translations(t, ways)
-    styles, others = style_sources(t, ways)
+    kinds = {target: kinds for (_, target), kinds in sorted(ways.items())}
+    codes = {target: style(t, target, of) for target, of in kinds.items()}
+    translate, graphs = translations(t, ways, codes)
+    styles, others = style_sources(t, kinds, codes)
     about = {
         "format": FORMAT,
         "unpaired": unpaired.__version__,
@@ -171,29 +173,24 @@ def directions(method: Method) -> dict[Way, frozenset[str]]:
     return found
 
 
-def by_target(ways: Mapping[Way, frozenset[str]]) -> dict[int, frozenset[str]]:
-    return {target: kinds for (_, target), kinds in sorted(ways.items())}
-
-
 def names(t: Translator) -> list[str]:
     """Of the domains, in names of files."""
     return [short(name, 60) for name in file_names(t.domains).values()]
 
 
 def translations(
-    t: Translator, ways: Mapping[Way, frozenset[str]]
+    t: Translator, ways: Iterable[Way], codes: Mapping[int, Tensor | None]
 ) -> tuple[dict[str, dict[str, str]], dict[str, Graph]]:
     """The file for each source and target, and the graphs. What gives the same pictures is one file.
 
     From a domain to itself only where that is the file of another way, or the only way.
     """
     m, x, called = t.method, image(t, t.method.stride), names(t)
-    styles = {target: style(t, target, kinds) for target, kinds in by_target(ways).items()}
     content = same({s: m.encode_content(x, s) for s in dict.fromkeys(s for s, _ in ways)})
     seen: dict[Way, Tensor] = {}
     for s, target in ways:
         if (way := (content[s], target)) not in seen:
-            seen[way] = m.translate(x, *way, styles[target])
+            seen[way] = m.translate(x, *way, codes[target])
     groups: dict[Way, list[Way]] = defaultdict(list)
     for way, first in same({(s, target): seen[content[s], target] for s, target in ways}).items():
         groups[first].append(way)
@@ -212,7 +209,7 @@ def translations(
             file = f"{stem}_{len(graphs) + 1}.onnx"
         for s, target in group:
             files.setdefault(t.domains[s], {})[t.domains[target]] = file
-        graphs[file] = translation(m, group[0], x, styles[group[0][1]])
+        graphs[file] = translation(m, group[0], x, codes[group[0][1]])
     return files, graphs
 
 
@@ -222,8 +219,8 @@ def translation(m: Method, way: Way, x: Tensor, code: Tensor | None) -> Graph:
     height, width = (max(2 * k, side) for side in x.shape[2:])
     width += k if width != height + k else 2 * k
     free: dict[int, Any] = {0: batch}
-    for i, name in ((2, "height"), (3, "width")):
-        free[i] = k * Dim(name, min=1) if k > 1 else Dim(name, min=1)
+    for i, side in ((2, Dim("height", min=1)), (3, Dim("width", min=1))):
+        free[i] = side if k == 1 else k * side
     generator = torch.Generator().manual_seed(0)
     two = torch.rand(2, x.shape[1], height, width, generator=generator) * 2 - 1
     inputs = {"image": (two, free)}
@@ -234,14 +231,14 @@ def translation(m: Method, way: Way, x: Tensor, code: Tensor | None) -> Graph:
 
 
 def style_sources(
-    t: Translator, ways: Mapping[Way, frozenset[str]]
+    t: Translator, kinds: Mapping[int, frozenset[str]], codes: Mapping[int, Tensor | None]
 ) -> tuple[dict[str, dict[str, Any] | None], dict[str, Graph]]:
     """What a style of each target may come from, None where there are no styles, and the graphs."""
-    m, x, called, kinds = t.method, image(t), names(t), by_target(ways)
+    m, x, called = t.method, image(t), names(t)
     found: dict[str, dict[str, Any] | None] = {}
     for target, of in kinds.items():
         found[t.domains[target]] = None
-        if (code := style(t, target, of)) is not None:
+        if (code := codes[target]) is not None:
             found[t.domains[target]] = {
                 "numbers": code.shape[1],
                 "noise": m.latent_dim(target) if "latent" in of else 0,

@@ -38,10 +38,8 @@ def adain(
         variance, mean = torch.var_mean(wide, (2, 3), correction=correction, keepdim=True)
         y = (wide - mean) * (variance + eps).rsqrt() * k + b
         return (y if slope is None else F.leaky_relu(y, slope)).to(x.dtype)
-    if correction:
-        share = 1 - correction / (
-            x.shape[2] * x.shape[3]
-        )  # of that variance that is the population's
+    if correction:  # of that variance the population's is a share
+        share = 1 - correction / x[0, 0].numel()
         scale, eps = scale * share**0.5, eps * share
     return remade_by_its_node(Standardise.apply(x, shift, scale, eps, slope))
 
