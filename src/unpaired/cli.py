@@ -148,6 +148,21 @@ def export(args: argparse.Namespace) -> None:
     say(f"Written: {escape(listing)}  (try: python {example} --help)")
 
 
+def serve(args: argparse.Namespace) -> None:
+    from unpaired.errors import ConfigProblem
+
+    try:
+        from unpaired.serve.run import serve
+    except ImportError as error:
+        if (error.name or "").startswith("unpaired"):
+            raise
+        raise ConfigProblem(
+            f"`unpaired serve` needs {error.name}, of the extra `serve`: in the checkout, pip install -c "
+            "constraints.txt -e '.[serve]'."
+        ) from None
+    serve(args)
+
+
 def report(args: argparse.Namespace) -> None:
     from unpaired.data.intake import placed
     from unpaired.report import report
@@ -349,6 +364,30 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/export)")
 
+    c = command(commands, "serve", serve, "a page to play with models, and an HTTP API")
+    c.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folders or model.safetensors files"
+    )
+    c.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen (default 127.0.0.1, this machine alone; 0.0.0.0 lets others in)",
+    )
+    c.add_argument("--port", type=port, default=8000, help="(default 8000; 0 finds a free one)")
+    c.add_argument(
+        "--token",
+        action="store_true",
+        help="let in only who has a token: that in UNPAIRED_TOKEN, or one that is made and printed",
+    )
+    c.add_argument(
+        "--allowed-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="other names that this server is asked under, such as that of a proxy",
+    )
+
     c = command(commands, "report", report, "compare runs on one page")
     c.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     c.add_argument(
@@ -480,6 +519,14 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--size", type=int, help="its training size (default: 256, or as the file says)")
     return p
+
+
+def port(word: str) -> int:
+    """A port's number."""
+    number = int(word)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"{word} is no port: they go from 0 to 65535")
+    return number
 
 
 def component(word: str) -> int:

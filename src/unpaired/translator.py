@@ -39,6 +39,10 @@ Picture = Image.Image | np.ndarray | str | PathLike[str]
 Style = int | Picture | Tensor  # a seed, a reference image, or a style itself
 
 
+class NotFinite(DataProblem):
+    """A model whose result is NaN or infinite."""
+
+
 class Translator:
     """Translates images between the domains of a model.
 
@@ -355,13 +359,18 @@ class Translator:
     def pictures(
         self, contents: Tensor, like: Tensor, target: int, codes: Tensor | None
     ) -> list[Image.Image]:
-        """Each content under every style, content by content, of the size of `like`."""
+        """Each content under every style, content by content, of the size of `like`. Raises `NotFinite`."""
         n, (h, w) = 1 if codes is None else len(codes), like.shape[2:]
         found: list[Image.Image] = []
         with self.autocast():
             for pair in torch.arange(n * len(contents), device=self.device).split(room(like)):
                 style = None if codes is None else codes[pair % n]
                 y = self.method.decode(contents[pair // n], style, target)
+                if not y.isfinite().all():
+                    raise NotFinite(
+                        "The model gives numbers that are not finite for this image and style: try another, or train "
+                        "it anew."
+                    )
                 found += to_images(y[:, :, :h, :w])
         return found
 

@@ -68,12 +68,13 @@ T = TypeVar("T")
 
 
 class BadImage(DataProblem):
-    """An image that cannot be used. `name` is escaped for display, `reason` says why."""
+    """An image that cannot be used. `name` is escaped for display, `reason` says why; `code` is one of `CODES`."""
 
-    def __init__(self, name: str, reason: str = "") -> None:
-        super().__init__(name, reason)  # as `args`, so that it travels between processes
+    def __init__(self, name: str, reason: str = "", code: str = "undecodable_image") -> None:
+        super().__init__(name, reason, code)  # as `args`, so that it travels between processes
         self.name = name
         self.reason = reason
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.reason else self.name
@@ -83,8 +84,22 @@ class OddImage(UserWarning):
     """An image that is used, although something about its file is wrong."""
 
 
+# Kinds of reasons, by which the server chooses its status
+CODES = (
+    "undecodable_image",
+    "unsupported_format",
+    "bad_dimensions",
+    "too_many_pixels",
+    "too_many_bytes",
+)
+
+
 class _Refused(Exception):
     """Why an image is refused; `read_image` adds the name."""
+
+    def __init__(self, reason: str, code: str = CODES[0]) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 def escape(name: str | os.PathLike[str]) -> str:
@@ -117,15 +132,16 @@ def examine(
     data = source if isinstance(source, bytes) else read_file(source, limits.max_bytes)
     try:
         if len(data) > limits.max_bytes:
-            raise _Refused(f"the file is larger than {limits.max_bytes:,} bytes")
+            raise _Refused(f"the file is larger than {limits.max_bytes:,} bytes", "too_many_bytes")
         kind = _kind(data)
         whole = _CHECKS[kind](data, limits) if kind in _CHECKS else True
         with _quiet():
             image = _decode(data, kind, limits)
     except _Refused as refused:
-        raise BadImage(name, str(refused)) from None
+        raise BadImage(name, str(refused), refused.code) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(name, f"the {kind} is too large: more pixels than any limit") from None
+        reason = f"the {kind} is too large: more pixels than any limit"
+        raise BadImage(name, reason, "too_many_pixels") from None
     except UnidentifiedImageError:
         reason = f"the header of the {kind} is damaged, or of an unsupported sort"
         raise BadImage(name, reason) from None
@@ -259,7 +275,9 @@ def _kind(data: bytes) -> str:
     elif not what and text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         what = "text"
     allowed = "JPEG, PNG, WebP, BMP, GIF or TIFF"
-    raise _Refused(f"it is {what}, not {allowed}" if what else f"it is not {allowed}")
+    raise _Refused(
+        f"it is {what}, not {allowed}" if what else f"it is not {allowed}", "unsupported_format"
+    )
 
 
 # What the header says, read by us where the decoder would be slow or greedy in reading it.
@@ -268,11 +286,18 @@ def _kind(data: bytes) -> str:
 def _check_size(width: int, height: int, limits: Limits) -> None:
     size = f"{width} x {height} pixels"
     if min(width, height) < limits.min_side:
-        raise _Refused(f"{size} is too small: the shorter side must have {limits.min_side}")
+        raise _Refused(
+            f"{size} is too small: the shorter side must have {limits.min_side}", "bad_dimensions"
+        )
     if width * height > limits.max_pixels:
-        raise _Refused(f"{size} is too large: at most {limits.max_pixels / 1e6:.3g} megapixels")
+        raise _Refused(
+            f"{size} is too large: at most {limits.max_pixels / 1e6:.3g} megapixels",
+            "too_many_pixels",
+        )
     if max(width, height) > limits.max_aspect * min(width, height):
-        raise _Refused(f"{size} is too narrow: sides of at most {limits.max_aspect:g} to 1")
+        raise _Refused(
+            f"{size} is too narrow: sides of at most {limits.max_aspect:g} to 1", "bad_dimensions"
+        )
 
 
 def _check_png(data: bytes, limits: Limits) -> bool:

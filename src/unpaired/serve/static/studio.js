@@ -1,0 +1,654 @@
+// The studio, the page of `unpaired serve`: an image in, its translations out, and ways to move between them.
+// Everything from outside (domains, file names, messages) reaches the page as text, never as markup.
+
+const BODY_LIMIT = 20_000_000; // bytes the server takes in one request
+const TYPES = ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif", "image/tiff"];
+const SEEDS = 2n ** 62n;
+const MOST = 16; // results, or style images
+const SLIDERS = 8; // components shown at once
+const BLENDS = 7; // pictures on the way from A to B
+const ATTEMPTS = 6; // requests sent to a busy server before giving up
+
+const state = {
+  token: null,
+  models: [],
+  model: null,
+  image: null, // the input: {id, file, url, shown}
+  images: 0, // read so far: each has a number
+  references: [], // images whose styles to take: {id, file, url}
+  way: null, // how the person wants to say a style, where a direction has that way
+  results: [], // pictures: {url, style, label, to, width, height}
+  blend: [], // pictures on the way from mark A to mark B
+  marks: { A: null, B: null }, // {style, label}
+  selected: null, // a picture of the results or of the blend
+  edited: null, // the picture that moved sliders made of it
+  style: null, // what the sliders say
+  spread: null, // {mean, std} of the components, where styles can be drawn at random
+  page: 0, // of the sliders
+};
+
+const $ = (id) => document.getElementById(id);
+const copyOf = (template) => $(template).content.firstElementChild.cloneNode(true);
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+const since = (start) => `${((performance.now() - start) / 1000).toFixed(1)} s`;
+
+// Status
+
+/** A failure whose message is meant for the person. */
+class Problem extends Error {
+  constructor(message, requestId) {
+    super(message);
+    this.requestId = requestId;
+  }
+}
+
+function say(text, problem) {
+  $("status").textContent = text;
+  $("status").title = problem?.requestId ? `Request ${problem.requestId}` : "";
+  $("status").classList.toggle("error", Boolean(problem));
+  $("retry").hidden = !problem;
+}
+
+function fail(error) {
+  if (error.name === "AbortError") return; // something newer replaced it
+  if (!(error instanceof Problem)) console.error(error);
+  say(error.message, error);
+}
+
+// Server
+
+/** Asks the server. Waits and asks again while it is busy, and asks the person for a token where it wants one. */
+async function call(path, { body, signal } = {}) {
+  for (let attempt = 1; ; attempt++) {
+    const { token } = state;
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    let response, answer;
+    try {
+      response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal });
+      answer = await response.json();
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Problem(response ? `The server's answer (${response.status}) cannot be read.` : "The server cannot be reached.");
+    }
+    if (response.ok) return answer;
+    const { message, request_id: id } = answer?.error ?? {};
+    const problem = new Problem(message ?? `The server answered ${response.status}.`, id);
+    if (response.status === 401) {
+      if (token === state.token) await newToken(problem); // else another request has got one meanwhile
+    } else if (response.status === 503 && attempt < ATTEMPTS) {
+      const seconds = Math.min(Math.max(Number(response.headers.get("Retry-After")) || 2, 1), 60);
+      say(`${problem.message} Trying again in ${seconds} s.`);
+      await pause(seconds, signal);
+    } else {
+      throw problem;
+    }
+  }
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+}
+
+let asking = null; // requests that need a token share one promise of it
+
+function newToken(problem) {
+  say(problem.message, problem);
+  $("retry").hidden = true; // the form goes on by itself
+  $("token-form").hidden = false;
+  $("token").focus();
+  asking ??= new Promise((resolve) => {
+    $("token-form").onsubmit = (event) => {
+      event.preventDefault();
+      keepToken($("token").value);
+      $("token-form").reset();
+      $("token-form").hidden = true;
+      asking = null;
+      resolve(say(""));
+    };
+  });
+  return asking;
+}
+
+function keepToken(token) {
+  state.token = token;
+  sessionStorage.setItem("token", token);
+}
+
+/** Takes the token out of `/#token=...`, so that it stays neither in the address bar nor in the history. */
+function takeToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
+    keepToken(token);
+    history.replaceState(null, "", location.pathname + location.search);
+  }
+  state.token ??= sessionStorage.getItem("token");
+}
+
+/** Runs one job at a time, the newest. A new job aborts the running one; in a patient lane it waits for its end, so
+ *  that a slider on the move shows pictures on its way. */
+function lane({ patient }) {
+  let job, timer, controller;
+  async function next() {
+    timer = null;
+    if (controller || !job) return; // this is called again when the running job ends
+    const mine = (controller = new AbortController());
+    const running = job(mine.signal);
+    job = null;
+    await running.catch(fail);
+    if (controller !== mine) return; // it was stopped
+    controller = null;
+    if (!timer) next();
+  }
+  function stop() {
+    clearTimeout(timer);
+    controller?.abort();
+    job = timer = controller = null;
+  }
+  function run(newest, delay) {
+    if (!patient) stop();
+    job = newest;
+    timer ??= setTimeout(next, delay);
+  }
+  return { run, stop };
+}
+
+const translations = lane({ patient: false });
+const edits = lane({ patient: true });
+const blends = lane({ patient: false });
+
+// Settings
+
+const direction = () => state.model.directions.find((d) => d.source === $("source").value && d.to === $("to").value);
+const wayInputs = [...document.querySelectorAll("[name=way]")];
+
+/** The ways to say a style that the direction has and this page knows, and the chosen one of them. */
+const ways = () => direction().styles.filter((way) => wayInputs.some(({ value }) => value === way));
+const way = () => (ways().includes(state.way) ? state.way : ways()[0]);
+
+function fill(select, values, wanted) {
+  select.replaceChildren(...[...new Set(values)].map((value) => new Option(value, value)));
+  if (values.includes(wanted)) select.value = wanted;
+}
+
+function chooseModel(name) {
+  state.model = state.models.find((model) => model.name === name);
+  const { method, size, step, directions } = state.model;
+  $("facts").textContent = `${method}, ${size.join(" × ")} px, step ${step.toLocaleString("en")}`;
+  $("size").placeholder = Math.min(...size);
+  $("size").value = "";
+  const first = directions.find((d) => d.source !== d.to) ?? directions[0];
+  chooseDirection(first.source, first.to);
+}
+
+/** Chooses a source, and a target that it has: the wanted one, else another domain. */
+function chooseDirection(source, wanted) {
+  const { directions, domains } = state.model;
+  const targets = directions.filter((d) => d.source === source).map((d) => d.to);
+  const to = targets.includes(wanted) ? wanted : (targets.find((target) => target !== source) ?? source);
+  fill($("source"), directions.map((d) => d.source), source);
+  fill($("to"), targets, to);
+  const fixed = domains.length === 2 && targets.length === 1; // two names and Swap say it all
+  $("menus").hidden = fixed;
+  $("direction").hidden = !fixed;
+  $("direction").textContent = `${source} → ${to}`;
+  $("swap").hidden = source === to || !directions.some((d) => d.source === to && d.to === source);
+  clearMarks(); // a style belongs to its domain
+  showWays();
+}
+
+function showWays() {
+  $("ways").hidden = ways().length < 2;
+  for (const input of wayInputs) {
+    input.checked = input.value === way();
+    input.parentElement.hidden = !ways().includes(input.value);
+  }
+  $("random-settings").hidden = way() !== "latent";
+  $("reference-settings").hidden = way() !== "reference";
+  $("reference-hint").textContent = `Each image of ${$("to").value} gives one result, in its style.`;
+}
+
+/** What a field says, as text: a seed may have more digits than a number. */
+function whole(id, name, least, most) {
+  const text = $(id).value.trim();
+  if (/^\d+$/.test(text) && BigInt(text) >= least && BigInt(text) <= most) return text;
+  throw new Problem(`${name} is a whole number from ${least} to ${most}.`);
+}
+
+// Images
+
+/** Reads an image file into memory, since it may change or vanish before it is sent, or says why it cannot be sent. */
+async function read(file) {
+  if (file.type && !TYPES.includes(file.type)) {
+    throw new Problem(`${file.name} is not a JPEG, PNG, WebP, BMP, GIF or TIFF image.`);
+  }
+  checkSize([file]);
+  const bytes = await file.arrayBuffer().catch(() => {
+    throw new Problem(`${file.name} cannot be read.`);
+  });
+  const copy = new File([bytes], file.name, { type: file.type });
+  return { id: (state.images += 1), file: copy, url: URL.createObjectURL(copy) };
+}
+
+function checkSize(files) {
+  const bytes = files.reduce((sum, file) => sum + file.size, 0);
+  if (bytes <= BODY_LIMIT - 100_000) return; // room for the other fields
+  const [names, verb] = [files.map((file) => file.name).join(" and "), files.length > 1 ? "have" : "has"];
+  throw new Problem(`${names} ${verb} ${(bytes / 1e6).toFixed(1)} MB; the server takes at most ${BODY_LIMIT / 1e6} MB.`);
+}
+
+async function takeImage(file) {
+  const image = await read(file);
+  if (state.image) URL.revokeObjectURL(state.image.url);
+  state.image = image;
+  document.body.classList.remove("empty");
+  Object.assign($("input-image"), { src: image.url, alt: `Input: ${file.name}` });
+  $("before").src = image.url;
+  $("input-name").textContent = $("input-name").title = file.name;
+  translate();
+}
+
+async function takeReferences(files) {
+  for (const file of files) {
+    if (state.references.length === MOST) throw new Problem(`At most ${MOST} style images.`);
+    state.references.push(await read(file));
+    showReferences();
+    translate(); // of several files, the last one's call remains
+  }
+}
+
+function showReferences() {
+  $("references").replaceChildren(...state.references.map(referenceItem));
+}
+
+function referenceItem(reference) {
+  const item = copyOf("reference");
+  const [image, caption, remove] = item.children;
+  const { name } = reference.file;
+  Object.assign(image, { src: reference.url, alt: `Style image ${name}` });
+  caption.textContent = caption.title = name;
+  remove.setAttribute("aria-label", `Remove ${name}`);
+  remove.onclick = () => {
+    URL.revokeObjectURL(reference.url);
+    state.references = state.references.filter((other) => other !== reference);
+    showReferences();
+    $("reference-file").focus();
+    translate();
+  };
+  return item;
+}
+
+/** Takes files given at an element: as style images where these are kept, else as the input. */
+function take(files, element) {
+  if (!state.model) return;
+  if (!files.length) say("That is not an image file.");
+  else if (element.closest?.("#reference-settings")) takeReferences(files).catch(fail);
+  else takeImage(files[0]).catch(fail);
+}
+
+// Translation
+
+function modelPath(end) {
+  return `/v1/models/${encodeURIComponent(state.model.name)}/${end}`;
+}
+
+function request(fields, signal) {
+  const size = $("size").value && whole("size", "The shorter side", 1, 100_000);
+  const all = { image: state.image.file, source: $("source").value, to: $("to").value, size, ...fields };
+  checkSize([all.image, all.reference].filter(Boolean));
+  const body = new FormData();
+  for (const [name, value] of Object.entries(all)) if (value !== "") body.append(name, value);
+  return call(modelPath("translate"), { body, signal });
+}
+
+function pictures({ images, to, width, height }, label) {
+  return images.map(({ png, style }, i) => {
+    const bytes = Uint8Array.from(atob(png), (letter) => letter.charCodeAt(0));
+    const url = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+    return { url, style, label: label(i), to, width, height };
+  });
+}
+
+/** Translates anew by the settings as they are, shortly after the last call. */
+function translate(delay = 250) {
+  if (!state.image) return;
+  edits.stop();
+  blends.stop();
+  outdate(true);
+  translations.run(async (signal) => {
+    const start = performance.now();
+    say("Translating …");
+    state.spread = await spread(signal);
+    await (way() === "reference" ? byReferences : byStyles)(signal);
+    outdate(false);
+    const n = state.results.length;
+    say(n ? `${n} ${n === 1 ? "result" : "results"} in ${since(start)}` : "Add an image whose style to take.");
+    blend();
+  }, delay);
+}
+
+async function byStyles(signal) {
+  const fields = {};
+  if (way() === "latent") {
+    fields.styles = whole("count", "The number of results", 1, MOST);
+    fields.seed = whole("seed", "The seed", 0, SEEDS - 1n);
+  }
+  const answer = await request(fields, signal);
+  const label = { latent: (i) => `Style ${i + 1}`, mean: () => "Mean style" }[way()] ?? (() => answer.to);
+  replace("results", pictures(answer, label));
+}
+
+/** One result for each style image, shown as it comes. Those of the same settings remain, and a bad image is told of
+ *  when the others are done. */
+async function byReferences(signal) {
+  const settings = [state.image.id, state.model.name, $("source").value, $("to").value, $("size").value];
+  const keys = state.references.map(({ id }) => [id, ...settings].join("\n"));
+  const made = keys.map((key) => state.results.find((picture) => picture.key === key));
+  const show = () => (replace("results", made.filter(Boolean)), outdate(false));
+  let bad = null;
+  if (made.some(Boolean) || !made.length) show();
+  for (const [i, { file }] of state.references.entries()) {
+    if (made[i]) continue;
+    say(`Translating, ${i + 1} of ${made.length} …`);
+    try {
+      const [picture] = pictures(await request({ reference: file }, signal), () => file.name);
+      made[i] = { ...picture, key: keys[i] };
+      show();
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      bad = new Problem(`${file.name}: ${error.message}`, error.requestId);
+    }
+  }
+  if (bad) throw bad;
+}
+
+const spreads = new Map(); // by path
+
+async function spread(signal) {
+  if (!direction().styles.includes("latent")) return null;
+  const path = modelPath(`styles?to=${encodeURIComponent($("to").value)}`);
+  if (!spreads.has(path)) spreads.set(path, await call(path, { signal }));
+  return spreads.get(path);
+}
+
+// Results
+
+/** Marks what is shown as belonging to earlier settings, or not. */
+function outdate(yes) {
+  for (const id of ["results-section", "panel", "blend-section"]) {
+    $(id).classList.toggle("outdated", yes);
+    $(id).inert = yes;
+  }
+}
+
+/** Puts pictures in place of those of a list, which are given back. The selection keeps its place. */
+function replace(list, fresh) {
+  const at = state[list].indexOf(state.selected);
+  for (const old of state[list]) if (!fresh.includes(old)) URL.revokeObjectURL(old.url);
+  state[list] = fresh;
+  $(list).replaceChildren(...fresh.map(tile));
+  $("blend-section").hidden = !state.results.some(({ style }) => style);
+  if (at >= 0 || !state.selected) select(fresh[at] ?? fresh[0] ?? state.results[0] ?? null);
+  showMarks();
+}
+
+function tile(picture) {
+  const item = copyOf("tile");
+  const button = item.firstElementChild;
+  const [image, caption] = button.children;
+  const { url: src, width, height } = picture;
+  Object.assign(image, { src, width, height }); // with its size its place is there before it is
+  caption.textContent = button.title = picture.label;
+  button.setAttribute("aria-pressed", picture === state.selected);
+  button.onclick = () => {
+    select(picture);
+    $("frame").scrollIntoView({ block: "nearest" }); // on narrow screens it is further down
+  };
+  return item;
+}
+
+function select(picture) {
+  edits.stop();
+  if (state.edited) URL.revokeObjectURL(state.edited.url);
+  state.edited = null;
+  state.selected = picture;
+  state.style = picture?.style ? [...picture.style] : null;
+  for (const list of ["results", "blend"]) {
+    for (const [i, item] of [...$(list).children].entries()) {
+      item.firstElementChild.setAttribute("aria-pressed", state[list][i] === picture);
+    }
+  }
+  $("panel").hidden = !picture;
+  if (!picture) return;
+  showPicture();
+  showSliders();
+}
+
+const current = () => state.edited ?? state.selected;
+
+function showPicture() {
+  const { url, style, label, to, width, height } = current();
+  const { name } = state.image.file;
+  Object.assign($("large"), { src: url, alt: `${name} translated to ${to}: ${label}` });
+  $("panel-title").textContent = label;
+  $("frame").style.setProperty("--ratio", width / height);
+  const words = (text) => text.replace(/\.\w+$/, "").match(/[\p{L}\p{N}]+/gu) ?? []; // of a file name without its ending
+  Object.assign($("download"), { href: url, download: `${[name, to, label].flatMap(words).join("-")}.png` });
+  $("copy").hidden = $("marks").hidden = !style;
+  showCompare();
+  showMarks();
+}
+
+function showCompare() {
+  const split = $("compare").value;
+  $("compare-field").hidden = !state.image.shown;
+  $("before").hidden = $("divider").hidden = !state.image.shown || split === "0";
+  $("frame").style.setProperty("--split", `${split}%`);
+}
+
+async function copyStyle() {
+  const { style } = current();
+  const text = JSON.stringify(style);
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+  } else { // plain http from another machine
+    const area = document.body.appendChild(document.createElement("textarea"));
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    $("copy").focus();
+  }
+  say(`The style is copied: ${style.length} numbers as JSON.`);
+}
+
+// Sliders
+
+function showSliders() {
+  const { spread, style } = state;
+  $("sliders").hidden = !style || spread?.mean.length !== style.length;
+  if ($("sliders").hidden) return;
+  const pages = Math.ceil(style.length / SLIDERS);
+  state.page = (state.page + pages) % pages;
+  const from = state.page * SLIDERS;
+  const components = [...style.keys()].slice(from, from + SLIDERS);
+  $("slider-list").replaceChildren(...components.map(slider));
+  $("pager").hidden = pages === 1;
+  $("page").textContent = `${from} to ${components.at(-1)} of ${style.length}`;
+}
+
+/** The slider of component k, counted from 0 as everywhere in unpaired. */
+function slider(k) {
+  const label = copyOf("slider");
+  const [name, range, output] = label.children;
+  const [mean, std] = [state.spread.mean[k], state.spread.std[k]];
+  const show = () => {
+    const value = std > 0 ? (state.style[k] - mean) / std : 0; // of an image's style it may lie beyond the ends
+    output.textContent = `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+    range.setAttribute("aria-valuetext", `${output.textContent} standard deviations`);
+    return value;
+  };
+  name.textContent = k;
+  range.setAttribute("aria-label", `Component ${k}`);
+  range.disabled = !(std > 0);
+  range.value = show();
+  range.oninput = () => {
+    state.style[k] = mean + std * range.value;
+    show();
+    edit();
+  };
+  return label;
+}
+
+function turnPage(by) {
+  state.page += by;
+  showSliders();
+}
+
+function edit() {
+  edits.run(async (signal) => {
+    const start = performance.now();
+    const answer = await request({ style: JSON.stringify(state.style) }, signal);
+    const [picture] = pictures(answer, () => `${state.selected.label}, edited`);
+    if (state.edited) URL.revokeObjectURL(state.edited.url);
+    state.edited = picture;
+    showPicture();
+    say(`1 result in ${since(start)}`);
+  }, 120);
+}
+
+// Blend
+
+function mark(letter) {
+  const { style, label } = current();
+  state.marks[letter] = same(style, state.marks[letter]?.style) ? null : { style, label };
+  showMarks();
+  blend({ reveal: true });
+}
+
+function clearMarks() {
+  state.marks = { A: null, B: null };
+  showMarks();
+  blend();
+}
+
+function showMarks() {
+  const { A, B } = state.marks;
+  const isMark = (picture, letter) => same(picture?.style, state.marks[letter]?.style) && Boolean(state.marks[letter]);
+  for (const letter of "AB") $(`mark-${letter}`).setAttribute("aria-pressed", isMark(current(), letter));
+  for (const [i, item] of [...$("results").children].entries()) {
+    const badge = item.querySelector(".badge");
+    badge.textContent = [..."AB"].filter((letter) => isMark(state.results[i], letter)).join(" ");
+    badge.hidden = !badge.textContent;
+  }
+  $("clear-marks").hidden = !A && !B;
+  let hint = "Mark two results as A and B to see the way between them.";
+  if (A && B) hint = `From ${A.label} (A) to ${B.label} (B), in a straight line between their styles.`;
+  else if (A || B) hint = `${A ? "A" : "B"} is ${(A ?? B).label}. Now mark a result as ${A ? "B" : "A"}.`;
+  $("blend-hint").textContent = hint;
+}
+
+function blend({ reveal = false } = {}) {
+  const { A, B } = state.marks;
+  blends.stop();
+  if (!A || !B) return replace("blend", []);
+  blends.run(async (signal) => {
+    const start = performance.now();
+    const shares = Array.from({ length: BLENDS }, (_, i) => i / (BLENDS - 1));
+    const styles = shares.map((share) => A.style.map((a, k) => a + (B.style[k] - a) * share));
+    say("Blending …");
+    const answer = await request({ style: JSON.stringify(styles) }, signal);
+    const label = (i) => ({ 0: "A", 1: "B" })[shares[i]] ?? `${Math.round(shares[i] * 100)}% B`;
+    replace("blend", pictures(answer, label));
+    if (reveal) $("blend-section").scrollIntoView({ block: "nearest" });
+    say(`A blend of ${BLENDS} in ${since(start)}`);
+  }, 0);
+}
+
+// Start
+
+function listen() {
+  const choose = () => chooseDirection($("source").value, $("to").value);
+  const settings = {
+    model: () => chooseModel($("model").value),
+    source: choose,
+    to: choose,
+    swap: () => chooseDirection($("to").value, $("source").value),
+    another: () => ($("seed").value = Math.floor(Math.random() * 1e6)),
+  };
+  for (const [id, change] of Object.entries(settings)) {
+    $(id).addEventListener($(id).matches("select") ? "change" : "click", () => {
+      change();
+      translate();
+    });
+  }
+  for (const input of wayInputs) {
+    input.onchange = () => {
+      state.way = input.value;
+      showWays();
+      translate();
+    };
+  }
+  for (const id of ["seed", "count", "size"]) $(id).oninput = () => translate(500);
+  const buttons = {
+    copy: () => copyStyle().catch(fail),
+    reset: () => select(state.selected),
+    back: () => turnPage(-1),
+    more: () => turnPage(1),
+    "mark-A": () => mark("A"),
+    "mark-B": () => mark("B"),
+    "clear-marks": clearMarks,
+    retry: () => (state.model ? translate(0) : start()),
+  };
+  for (const [id, press] of Object.entries(buttons)) $(id).onclick = press;
+  $("compare").oninput = showCompare;
+  $("input-image").onload = $("input-image").onerror = ({ type }) => {
+    state.image.shown = type === "load"; // few browsers show TIFF
+    $("input-image").hidden = !state.image.shown;
+    $("no-preview").hidden = state.image.shown;
+    if (state.selected) showCompare();
+  };
+  for (const id of ["file", "reference-file"]) {
+    $(id).onchange = () => {
+      if ($(id).files.length) take([...$(id).files], $(id));
+      $(id).value = ""; // so that the same file may be chosen again
+    };
+  }
+  document.onpaste = ({ clipboardData: { files }, target }) => {
+    if (files.length) take([...files], target);
+  };
+  document.ondragover = (event) => {
+    event.preventDefault(); // else the browser opens the file
+    document.body.classList.add("dragging");
+  };
+  document.ondragleave = ({ relatedTarget }) => {
+    if (!relatedTarget) document.body.classList.remove("dragging"); // out of the window
+  };
+  document.ondrop = (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    take([...event.dataTransfer.files], event.target);
+  };
+  window.onhashchange = () => (takeToken(), location.reload()); // its address with a token was opened again
+}
+
+async function start() {
+  say("Loading the models …");
+  try {
+    state.models = (await call("/v1/models")).models;
+    if (!state.models.length) throw new Problem("The server has no models.");
+  } catch (error) {
+    return fail(error);
+  }
+  fill($("model"), state.models.map((model) => model.name));
+  $("model-field").hidden = state.models.length === 1;
+  chooseModel(state.models[0].name);
+  $("settings").hidden = false;
+  say("Choose an image to translate.");
+}
+
+takeToken();
+listen();
+start();
