@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -574,10 +576,10 @@ def test_styles_that_are_some(ok):
 
 # Images --------------------------------------------------------------------------------------------------------------
 
-SMALL = [case for case in odd_images.cases() if case.id not in ("D-23", "D-32")]
+CASES = list(odd_images.cases())
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda c: f"{c.id} {c.label}")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.id} {c.label}")
 def test_odd_images(server, run, case):
     """S-22 to S-34: refused with a status that says why, or the pixels that the command line uses."""
     data = case.make()
@@ -681,6 +683,106 @@ def test_many_requests_leave_nothing(ok):
     assert abs(state() - files) <= 1
     assert ok.rss() < memory * 1.05
     assert not [f for f in set(os.listdir("/tmp")) - temporary if f.startswith("tmp")]
+
+
+N_IMAGES = [200, pytest.param(100_000, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("n", N_IMAGES)
+def test_mutated_images(server, n):
+    """S-77."""
+    seeds = [c.make() for c in CASES if c.id in ("D-12", "D-16", "D-22", "D-25", "D-38")]
+    seeds = [s for s in seeds if len(s) < 20_000]
+    rng = random.Random(0)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    statuses = Counter()
+    for _ in range(n):
+        content, body = form(("image", "x", mutated(rng.choice(seeds), rng)), TO, ("styles", 1))
+        connection.request("POST", "/v1/models/ein-Lauf/translate", body, {"Content-Type": content})
+        answer = connection.getresponse()
+        statuses[answer.status] += 1
+        answer.read()
+    connection.close()
+    assert statuses.keys() <= {200, 413, 415, 422} and statuses[200] and statuses[422]
+    assert server.request("GET", "/readyz")[0] == 200
+
+
+def mutated(data, rng):
+    """A few bytes changed, cut out, doubled, or put in from what parsers mind."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        what = rng.randrange(5)
+        if what == 0 and data:
+            data[at % len(data)] = rng.randrange(256)
+        elif what == 1:
+            del data[at : at + rng.randint(1, 30)]
+        elif what == 2:
+            data[at:at] = data[at : at + rng.randint(1, 30)]
+        elif what == 3:
+            data[at:at] = rng.choice(BYTES)
+        else:
+            del data[at + rng.randrange(len(data) + 1) :]
+    return bytes(data)
+
+
+BYTES = [
+    b"\0",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\xff",
+    b"--b0undary",
+    b"--b0undary--",
+    b'"',
+    b";",
+    b":",
+    b"%00",
+    b"../",
+]
+BYTES += [
+    b"Content-Length: 99\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Host: evil\r\n",
+    b"\xed\xa0\x80",
+    b"9" * 30,
+]
+
+
+@pytest.mark.parametrize("n", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_mutated_requests(server, n):
+    """S-77: every answer is a status that we know, and none is of our doing."""
+    rng = random.Random(1)
+    content, body = form(IMAGE, TO, ("styles", 1))
+    post_head = head(server, f"Content-Type: {content}", f"Content-Length: {len(body)}")
+    paths = "/ /v1/models /v1/models/ein-Lauf/styles?to=painted /metrics /livez /readyz /static/studio.js".split()
+    seeds = [(head(server, method="GET", path=path), b"") for path in paths] + [
+        (post_head, body)
+    ] * 7
+    statuses = Counter()
+    for _ in range(n):
+        first, rest = rng.choice(seeds)
+        either = rng.random() < 0.5 and rest
+        data = first + mutated(rest, rng) if either else mutated(first, rng) + rest
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as s:
+            reply = b""
+            s.sendall(data)
+            s.settimeout(0.05)
+            with suppress(ConnectionError):
+                with suppress(TimeoutError):  # it waits for more: there is none
+                    while part := s.recv(1 << 16):
+                        reply += part
+                s.settimeout(20)
+                with suppress(OSError):  # closed by the server already
+                    s.shutdown(socket.SHUT_WR)
+                while part := s.recv(1 << 16):
+                    reply += part
+        for status in re.findall(rb"HTTP/1\.1 (\d{3})", reply):
+            statuses[int(status)] += 1
+    assert not [s for s in statuses if s >= 500]
+    assert statuses[400] and statuses[403] and statuses[200]
+    assert server.request("GET", "/readyz")[0] == 200
 
 
 # Faults of its own ---------------------------------------------------------------------------------------------------
@@ -853,6 +955,57 @@ def test_a_client_that_does_not_read(run):
                     got += data
             assert len(got) < size
         assert "unpaired_admitted 0" in server.request("GET", "/metrics")[2].decode()
+
+
+def test_large_uploads_at_once(ok):
+    """S-64: those beyond the bound are refused before they are read."""
+    content, body = form(("image", "x", b"no image" * (19_000_000 // 8)), TO)
+    lines = f"Content-Type: {content}", f"Content-Length: {len(body)}"
+    data, before, peak, replies = head(ok, *lines) + body, ok.rss(), 0, []
+
+    def upload(client):
+        with socket.socket() as s:
+            s.bind((f"127.0.0.{client}", 0))
+            s.settimeout(60)
+            with suppress(ConnectionError):
+                s.connect(("127.0.0.1", ok.port))
+                s.sendall(data)
+            with suppress(ConnectionError):
+                replies.append(status_of(s.recv(1 << 16)))
+
+    threads = [threading.Thread(target=upload, args=(1 + i % 4,)) for i in range(100)]
+    for t in threads:
+        t.start()
+    while any(t.is_alive() for t in threads):
+        peak = max(peak, ok.rss())
+        time.sleep(0.01)
+    assert replies.count(415) >= 16 and set(replies) <= {415, 503, 0}
+    assert peak < before + 16 * LIMIT * 1.2
+
+
+def test_slow_headers_of_many(run):
+    """S-13: 500 of them, and another client is as quick as before."""
+    with faulty(run, head_seconds=2) as server:
+        server.wait()
+
+        def latency():
+            times = []
+            for _ in range(100):
+                begun = time.monotonic()
+                assert server.request("GET", "/v1/models")[0] == 200
+                times.append(time.monotonic() - begun)
+            return sorted(times)[98]
+
+        alone, slow = latency(), []
+        for _ in range(500):
+            s = socket.create_connection(("127.0.0.1", server.port))
+            s.sendall(b"GET / HTTP/1.1\r\nHost: ")
+            slow.append(s)
+        assert latency() < max(2 * alone, 0.05)
+        time.sleep(2.5)
+        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 40
+        for s in slow:
+            s.close()
 
 
 def test_idle_connections(run):

@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.applications import Starlette
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -233,9 +233,7 @@ class Studio:
         no_query(request)
         self.check_loaded()
         with self.admitted(client(request)):
-            body = await self.read(request)
-            form = await parse_form(request.headers, body, match[1], self.limits)
-            del body
+            form = await read_form(request, match[1], self.limits)
             try:
                 ask, files = checked(form, model, self.limits, wants_png(request))
             finally:
@@ -255,22 +253,6 @@ class Studio:
             took = time.monotonic() - begun
         self.pace += 0.2 * (took / max(1, self.clients.total()) - self.pace)
         return found
-
-    async def read(self, request: Request) -> bytes:
-        """The body; its length was checked by the guard."""
-        parts = []
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                while True:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    parts.append(message.get("body", b""))
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            close = {"connection": "close"}
-            raise Refusal("too_slow", "The body did not come in time.", close) from None
 
     def model(self, request: Request) -> Header:
         self.check_loaded()
@@ -384,26 +366,46 @@ async def unless_gone(request: Request, work: Any) -> Any:
         going.cancel()
 
 
-async def parse_form(headers: Headers, body: bytes, boundary: str, limits: Limits) -> FormData:
-    """A form whose files stay in memory. Raises `Refusal` for what is none, and for one with much beside it."""
+async def read_form(request: Request, boundary: str, limits: Limits) -> FormData:
+    """A form whose files stay in memory; the guard has seen how long it is. Raises `Refusal` for what is none, for one
+    with much beside it, and for one that comes slowly."""
     mark = b"--" + boundary.encode("latin-1")
-    if not body:
-        raise Refusal("bad_request", "The body is empty: send the file `image` and the field `to`.")
-    if not body.startswith(mark) or not body.rstrip(b"\r\n").endswith(mark + b"--"):
-        raise Refusal("bad_form", "The form does not begin and end with its boundary.")
+    first = last = b""
 
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
+    async def parts() -> AsyncGenerator[bytes, None]:
+        nonlocal first, last
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            data, more = message.get("body", b""), message.get("more_body", False)
+            if len(first) < len(mark):
+                first += data[: len(mark)]
+                if not mark.startswith(first[: len(mark)]):
+                    raise MultiPartException("it does not begin with its boundary")
+            last = (last + data)[-len(mark) - 8 :]
+            yield data
 
     parser = MultiPartParser(
-        headers, whole(), max_files=4, max_fields=16, max_part_size=limits.field
+        request.headers, parts(), max_files=4, max_fields=16, max_part_size=limits.field
     )
     parser.spool_max_size = limits.body + 1
     try:
-        return await parser.parse()
+        async with asyncio.timeout(limits.body_seconds):
+            form = await parser.parse()
+    except TimeoutError:
+        close = {"connection": "close"}
+        raise Refusal("too_slow", "The body did not come in time.", close) from None
     except (MultiPartException, ValueError) as error:
-        message = getattr(error, "message", "it cannot be parsed")
-        raise Refusal("bad_form", f"The form is damaged or too large ({message}).") from None
+        reason = getattr(error, "message", "") or "it cannot be parsed"
+        text = f"The form is damaged or too large ({reason.rstrip('.')})."
+        raise Refusal("bad_form", text) from None
+    if not first:
+        raise Refusal("bad_request", "The body is empty: send the file `image` and the field `to`.")
+    if not last.rstrip(b"\r\n").endswith(mark + b"--"):
+        raise Refusal("bad_form", "The form does not end with its boundary.")
+    return form
 
 
 def checked(
@@ -420,6 +422,7 @@ def checked(
             raise Refusal("bad_request", f"The field {name[:100]!r} must be {kind}.") from None
         if isinstance(value, UploadFile):
             files[name] = value.file.read()
+            value.file.close()  # which held it a second time
         else:
             texts[name] = value
     if "image" not in files:

@@ -46,13 +46,14 @@ function say(text, problem) {
   $("status").textContent = text;
   $("status").title = problem?.requestId ? `Request ${problem.requestId}` : "";
   $("status").classList.toggle("error", Boolean(problem));
-  $("retry").hidden = !problem;
+  $("retry").hidden = true;
 }
 
 function fail(error) {
   if (error.name === "AbortError") return; // something newer replaced it
   if (!(error instanceof Problem)) console.error(error);
   say(error.message, error);
+  $("retry").hidden = false;
 }
 
 // Server
@@ -68,7 +69,8 @@ async function call(path, { body, signal } = {}) {
       answer = await response.json();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Problem(response ? `The server's answer (${response.status}) cannot be read.` : "The server cannot be reached.");
+      const unread = response && `The server's answer (${response.status}) cannot be read.`;
+      throw new Problem(unread ?? "The server cannot be reached.");
     }
     if (response.ok) return answer;
     const { message, request_id: id } = answer?.error ?? {};
@@ -96,7 +98,6 @@ let asking = null; // requests that need a token share one promise of it
 
 function newToken(problem) {
   say(problem.message, problem);
-  $("retry").hidden = true; // the form goes on by itself
   $("token-form").hidden = false;
   $("token").focus();
   asking ??= new Promise((resolve) => {
@@ -106,7 +107,8 @@ function newToken(problem) {
       $("token-form").reset();
       $("token-form").hidden = true;
       asking = null;
-      resolve(say(""));
+      say("");
+      resolve();
     };
   });
   return asking;
@@ -140,7 +142,7 @@ function lane({ patient }) {
     await running.catch(fail);
     if (controller !== mine) return; // it was stopped
     controller = null;
-    if (!timer) next();
+    if (!timer) next(); // else the timer calls it
   }
   function stop() {
     clearTimeout(timer);
@@ -205,6 +207,7 @@ function showWays() {
     input.checked = input.value === way();
     input.parentElement.hidden = !ways().includes(input.value);
   }
+  document.body.classList.toggle("single", way() !== "latent" && way() !== "reference");
   $("random-settings").hidden = way() !== "latent";
   $("reference-settings").hidden = way() !== "reference";
   $("reference-hint").textContent = `Each image of ${$("to").value} gives one result, in its style.`;
@@ -283,9 +286,10 @@ function referenceItem(reference) {
 /** Takes files given at an element: as style images where these are kept, else as the input. */
 function take(files, element) {
   if (!state.model) return;
-  if (!files.length) say("That is not an image file.");
-  else if (element.closest?.("#reference-settings")) takeReferences(files).catch(fail);
-  else takeImage(files[0]).catch(fail);
+  const refuse = (problem) => say(problem.message, problem);
+  if (!files.length) refuse(new Problem("That is not an image file."));
+  else if (element.closest?.("#reference-settings")) takeReferences(files).catch(refuse);
+  else takeImage(files[0]).catch(refuse);
 }
 
 // Translation
@@ -434,7 +438,7 @@ function showPicture() {
   Object.assign($("large"), { src: url, alt: `${name} translated to ${to}: ${label}` });
   $("panel-title").textContent = label;
   $("frame").style.setProperty("--ratio", width / height);
-  const words = (text) => text.replace(/\.\w+$/, "").match(/[\p{L}\p{N}]+/gu) ?? []; // of a file name without its ending
+  const words = (text) => text.replace(/\.\w+$/, "").match(/[\p{L}\p{N}]+/gu) ?? []; // without a file's ending
   Object.assign($("download"), { href: url, download: `${[name, to, label].flatMap(words).join("-")}.png` });
   $("copy").hidden = $("marks").hidden = !style;
   showCompare();
@@ -475,8 +479,8 @@ function showSliders() {
   const from = state.page * SLIDERS;
   const components = [...style.keys()].slice(from, from + SLIDERS);
   $("slider-list").replaceChildren(...components.map(slider));
-  $("pager").hidden = pages === 1;
-  $("page").textContent = `${from} to ${components.at(-1)} of ${style.length}`;
+  $("back").hidden = $("more").hidden = pages === 1;
+  $("page").textContent = `Components ${from}–${components.at(-1)} of ${style.length}`;
 }
 
 /** The slider of component k, counted from 0 as everywhere in unpaired. */
@@ -486,8 +490,8 @@ function slider(k) {
   const [mean, std] = [state.spread.mean[k], state.spread.std[k]];
   const show = () => {
     const value = std > 0 ? (state.style[k] - mean) / std : 0; // of an image's style it may lie beyond the ends
-    output.textContent = `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
-    range.setAttribute("aria-valuetext", `${output.textContent} standard deviations`);
+    output.textContent = `${value <= -0.05 ? "−" : "+"}${Math.abs(value).toFixed(1)} σ`;
+    range.setAttribute("aria-valuetext", output.textContent.replace("σ", "standard deviations"));
     return value;
   };
   name.textContent = k;
@@ -500,11 +504,6 @@ function slider(k) {
     edit();
   };
   return label;
-}
-
-function turnPage(by) {
-  state.page += by;
-  showSliders();
 }
 
 function edit() {
@@ -536,7 +535,7 @@ function clearMarks() {
 
 function showMarks() {
   const { A, B } = state.marks;
-  const isMark = (picture, letter) => same(picture?.style, state.marks[letter]?.style) && Boolean(state.marks[letter]);
+  const isMark = (picture, letter) => Boolean(state.marks[letter]) && same(picture?.style, state.marks[letter].style);
   for (const letter of "AB") $(`mark-${letter}`).setAttribute("aria-pressed", isMark(current(), letter));
   for (const [i, item] of [...$("results").children].entries()) {
     const badge = item.querySelector(".badge");
@@ -557,7 +556,8 @@ function blend({ reveal = false } = {}) {
   blends.run(async (signal) => {
     const start = performance.now();
     const shares = Array.from({ length: BLENDS }, (_, i) => i / (BLENDS - 1));
-    const styles = shares.map((share) => A.style.map((a, k) => a + (B.style[k] - a) * share));
+    const between = (a, b, share) => Number((a + (b - a) * share).toPrecision(9)); // all digits that a float32 has
+    const styles = shares.map((share) => A.style.map((a, k) => between(a, B.style[k], share)));
     say("Blending …");
     const answer = await request({ style: JSON.stringify(styles) }, signal);
     const label = (i) => ({ 0: "A", 1: "B" })[shares[i]] ?? `${Math.round(shares[i] * 100)}% B`;
@@ -570,52 +570,55 @@ function blend({ reveal = false } = {}) {
 // Start
 
 function listen() {
-  const choose = () => chooseDirection($("source").value, $("to").value);
-  const settings = {
-    model: () => chooseModel($("model").value),
-    source: choose,
-    to: choose,
-    swap: () => chooseDirection($("to").value, $("source").value),
-    another: () => ($("seed").value = Math.floor(Math.random() * 1e6)),
+  const changing = (change) => (event) => {
+    change(event.target);
+    translate();
   };
-  for (const [id, change] of Object.entries(settings)) {
-    $(id).addEventListener($(id).matches("select") ? "change" : "click", () => {
-      change();
-      translate();
-    });
-  }
-  for (const input of wayInputs) {
-    input.onchange = () => {
-      state.way = input.value;
-      showWays();
-      translate();
-    };
-  }
-  for (const id of ["seed", "count", "size"]) $(id).oninput = () => translate(500);
-  const buttons = {
-    copy: () => copyStyle().catch(fail),
-    reset: () => select(state.selected),
-    back: () => turnPage(-1),
-    more: () => turnPage(1),
-    "mark-A": () => mark("A"),
-    "mark-B": () => mark("B"),
-    "clear-marks": clearMarks,
-    retry: () => (state.model ? translate(0) : start()),
+  const turning = (by) => () => {
+    state.page += by;
+    showSliders();
   };
-  for (const [id, press] of Object.entries(buttons)) $(id).onclick = press;
-  $("compare").oninput = showCompare;
-  $("input-image").onload = $("input-image").onerror = ({ type }) => {
-    state.image.shown = type === "load"; // few browsers show TIFF
+  const choose = changing(() => chooseDirection($("source").value, $("to").value));
+  const type = () => translate(500);
+  const pick = ({ target }) => {
+    if (target.files.length) take([...target.files], target);
+    target.value = ""; // so that the same file may be chosen again
+  };
+  const listeners = {
+    onchange: {
+      model: changing(({ value }) => chooseModel(value)),
+      source: choose,
+      to: choose,
+      ways: changing(({ value }) => {
+        state.way = value;
+        showWays();
+      }),
+      file: pick,
+      "reference-file": pick,
+    },
+    oninput: { seed: type, count: type, size: type, compare: showCompare },
+    onclick: {
+      swap: changing(() => chooseDirection($("to").value, $("source").value)),
+      another: changing(() => ($("seed").value = Math.floor(Math.random() * 1e6))),
+      copy: () => copyStyle().catch(fail),
+      reset: () => select(state.selected),
+      back: turning(-1),
+      more: turning(1),
+      "mark-A": () => mark("A"),
+      "mark-B": () => mark("B"),
+      "clear-marks": clearMarks,
+      retry: () => (state.model ? translate(0) : start()),
+    },
+  };
+  for (const [event, elements] of Object.entries(listeners)) {
+    for (const [id, listener] of Object.entries(elements)) $(id)[event] = listener;
+  }
+  $("input-image").onload = $("input-image").onerror = (event) => {
+    state.image.shown = event.type === "load"; // few browsers show TIFF
     $("input-image").hidden = !state.image.shown;
     $("no-preview").hidden = state.image.shown;
     if (state.selected) showCompare();
   };
-  for (const id of ["file", "reference-file"]) {
-    $(id).onchange = () => {
-      if ($(id).files.length) take([...$(id).files], $(id));
-      $(id).value = ""; // so that the same file may be chosen again
-    };
-  }
   document.onpaste = ({ clipboardData: { files }, target }) => {
     if (files.length) take([...files], target);
   };
