@@ -263,9 +263,7 @@ class Studio:
 
     def check_loaded(self) -> None:
         if not self.ready:
-            raise Refusal(
-                "loading", "The models are being loaded: try again.", {"retry-after": "2"}
-            )
+            raise Refusal("loading", "The models are being loaded.", {"retry-after": "2"})
 
     def app(self, access: Access) -> Guard:
         """The whole of it as an ASGI application."""

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 LENGTH = struct.Struct("<I")
 HEADER_BYTES = 1 << 24
 TOTAL_BYTES = 1 << 30
+SLICE = 1 << 18
 
 Header = dict[str, Any]
 Message = tuple[Header, list[bytes]]
@@ -44,8 +45,11 @@ def length(data: bytes) -> int:
 
 
 async def send(writer: StreamWriter, header: Header, blobs: Sequence[bytes] = ()) -> None:
-    writer.writelines(packed(header, blobs))
-    await writer.drain()
+    for part in packed(header, blobs):
+        view = memoryview(part)
+        for at in range(0, len(part), SLICE):  # what is handed over at once is copied
+            writer.write(view[at : at + SLICE])
+            await writer.drain()
 
 
 async def receive(reader: StreamReader) -> Message:
