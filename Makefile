@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/unpaired evaluate runs/demo
 	@echo
 	@echo "Trained MUNIT to draw outlines as paintings, and paintings as outlines, from unpaired scenes."
-	@echo "Look at: runs/demo/index.html"
+	@echo "Look at: runs/demo/index.html   Play with it: $(BIN)/unpaired serve runs/demo"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -122,13 +122,13 @@ def rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", type=int, default=64, help="of the images (default 64)")
     parser.add_argument("--dim", type=int, default=32, help="of the networks (default 32)")
     parser.add_argument("--times", type=float, default=10, help="capacity (default 10)")
     parser.add_argument("--seconds", type=float, default=60)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         model(file, args.size, args.dim)

@@ -20,6 +20,7 @@ import loader  # noqa: E402
 import quality  # noqa: E402
 import results  # noqa: E402
 import running  # noqa: E402
+import serve  # noqa: E402
 import steps  # noqa: E402
 import table1  # noqa: E402
 import translate  # noqa: E402
@@ -399,6 +400,12 @@ def test_translating_is_measured_beside_the_plain_loop(capsys):
     out = capsys.readouterr().out
     row = next(line.split(" | ") for line in out.splitlines() if line.startswith("| ours"))
     assert float(row[3]) > 0 and float(row[4]) < 0.1 and row[5].startswith(("0", "1"))
+
+
+def test_the_server_is_measured_under_overload(capsys):
+    serve.main("--size 16 --dim 4 --times 3 --seconds 2".split())
+    rows = {row.split(" | ")[0].strip("| "): row for row in capsys.readouterr().out.splitlines()}
+    assert "none | none" in rows["other answers"] and "%" in rows["answered, of capacity"]
 
 
 def test_figures_of_another_protocol_are_measured_anew(commands, tmp_path):

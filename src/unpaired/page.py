@@ -61,7 +61,7 @@ def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
         validation(records),
         "<h2>Config</h2>",
         f"<p class=soft><code>unpaired translate {html.escape(shlex.quote(str(folder.path)))} IMAGE --to DOMAIN"
-        "</code></p>",
+        f"</code>, or on a page: <code>unpaired serve {html.escape(shlex.quote(str(folder.path)))}</code></p>",
         "<p class=soft>Images are worked with their shorter side at the training size; --size chooses another. "
         "Style statistics change with size: far from the training size styles fade or exaggerate.</p>",
         f"<pre>{html.escape(run.to_yaml())}</pre>",
