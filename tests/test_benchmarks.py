@@ -403,7 +403,7 @@ def test_translating_is_measured_beside_the_plain_loop(capsys):
 
 
 def test_the_server_is_measured_under_overload(capsys):
-    serve.main("--size 16 --dim 4 --times 3 --seconds 2".split())
+    serve.main("--size 64 --dim 4 --times 3 --seconds 2".split())
     rows = {row.split(" | ")[0].strip("| "): row for row in capsys.readouterr().out.splitlines()}
     assert "none | none" in rows["other answers"] and "%" in rows["answered, of capacity"]
 
