@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import pickle
 import re
 import resource
 import socket
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -378,3 +380,33 @@ def test_d43_many_mutations() -> None:
     assert 10_000 < used < 90_000
     assert longest < 2
     assert _peak() - before < 200
+
+
+def test_one_thread_asks_the_storage_for_each_that_reads(tmp_path):
+    """It is made once, ends with the one that it asks for, and is another after a fork."""
+    file = tmp_path / "a.png"
+    file.write_bytes(encode(picture(), "PNG"))
+
+    def read():
+        for _ in range(20):
+            assert len(intake.read_file(file)) > 100
+            assert threading.active_count() <= before + 11
+
+    read_file = intake.read_file
+    read_file(file)
+    asker, before = intake._own.asker, threading.active_count()
+    read()
+    assert intake._own.asker is asker and threading.active_count() == before
+    with ThreadPoolExecutor(5) as pool:
+        for done in [pool.submit(read) for _ in range(5)]:
+            done.result()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    child = multiprocessing.get_context("fork").Process(target=read_file, args=(file,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking among threads
+        child.start()
+    child.join(10)
+    assert child.exitcode == 0

@@ -31,6 +31,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -181,26 +182,47 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = TRAIN.max_bytes) ->
         raise BadImage(escape(path), f"the file cannot be read ({reason})") from None
 
 
-def answered(path: str | os.PathLike[str], ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises; BadImage where the storage of `path` does not answer within READ_SECONDS.
+class _Asker:
+    """A thread that asks the storage for another one, and ends with it."""
 
-    The asking has a thread of its own: a network disk that hangs would hold this one for ever, and nothing can
-    interrupt it there.
-    """
-    done: Future[T] = Future()
+    def __init__(self) -> None:
+        self.asks: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        threading.Thread(target=_ask_all, args=(self.asks,), daemon=True).start()
 
-    def work() -> None:
+    def __del__(self) -> None:
+        self.asks.put(None)
+
+
+def _ask_all(asks: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
+    while asked := asks.get():
+        ask, done = asked
         try:
             done.set_result(ask())
         except BaseException as error:
             done.set_exception(error)
+        del asked, ask, done  # the bytes of a file are not held until the next one
 
-    threading.Thread(target=work, daemon=True).start()
+
+_own = threading.local()
+os.register_at_fork(after_in_child=lambda: _own.__dict__.clear())  # threads are not forked
+
+
+def answered(path: str | os.PathLike[str], ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises; BadImage where the storage of `path` does not answer within READ_SECONDS.
+
+    The asking has a thread of its own: a network disk that hangs would hold this one for ever, and nothing can
+    interrupt it there. It is the same one each time, until it is held.
+    """
+    done: Future[T] = Future()
+    if (asker := getattr(_own, "asker", None)) is None:
+        asker = _own.asker = _Asker()
+    asker.asks.put((ask, done))
     try:
         return done.result(READ_SECONDS)
     except TimeoutError:
         if done.done():  # the storage's own
             raise
+        del _own.asker
         reason = f"the file cannot be read (its storage did not answer for {READ_SECONDS:g} s)"
         raise BadImage(escape(path), reason) from None
 
