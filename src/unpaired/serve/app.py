@@ -20,7 +20,7 @@ import time
 from asyncio import FIRST_COMPLETED
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from unpaired.serve.answers import SENTENCES, STATUS, ClientGone, Refusal
 from unpaired.serve.guard import Access, Guard
@@ -81,7 +82,7 @@ def parse_style(text: str) -> list[list[float]]:
         raise ValueError("it must be a list of numbers, or a list of such lists")
     for style in found:
         if not style or len(style) != len(found[0]):
-            raise ValueError("every style must have the same numbers of numbers")
+            raise ValueError("every style must have as many numbers")
         if not all(type(v) in (int, float) and abs(v) <= STYLE_BOUND for v in style):
             raise ValueError(f"every number must lie between -{STYLE_BOUND:g} and {STYLE_BOUND:g}")
     return [[float(v) for v in style] for style in found]
@@ -220,7 +221,7 @@ class Studio:
             answer, _ = await unless_gone(request, work)
         return JSONResponse(answer)
 
-    async def translate(self, request: Request) -> Response:
+    async def translate(self, request: Request) -> ASGIApp:
         model = self.model(request)
         match = BOUNDARY.fullmatch(request.headers.get("content-type", ""))
         if not match:
@@ -232,14 +233,16 @@ class Studio:
             )
         no_query(request)
         self.check_loaded()
-        with self.admitted(client(request)):
+        with ExitStack() as place:
+            place.enter_context(self.admitted(client(request)))
             form = await read_form(request, match[1], self.limits)
             try:
                 ask, files = checked(form, model, self.limits, wants_png(request))
             finally:
                 await form.close()
             answer, images = await unless_gone(request, self.work(ask, files))
-            return result(answer, images, model["name"], wants_png(request))
+            response = result(answer, images, model["name"], wants_png(request))
+            return sent_within(place.pop_all(), response)
 
     async def work(self, ask: Header, files: Mapping[str, bytes]) -> tuple[Header, list[bytes]]:
         shapes, raws = [], []
@@ -331,6 +334,16 @@ class Studio:
 
 def page(path: Path) -> Response:
     return Response(path.read_bytes(), media_type=KINDS[path.suffix])
+
+
+def sent_within(place: ExitStack, response: Response) -> ASGIApp:
+    """`response`, with a place that is left when it was sent: who does not read fills memory of his share alone."""
+
+    async def send_it(scope: Scope, receive: Receive, send: Send) -> None:
+        with place:
+            await response(scope, receive, send)
+
+    return send_it
 
 
 def client(request: Request) -> str:
