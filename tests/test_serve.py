@@ -27,6 +27,7 @@ from unpaired import Translator, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.intake import SERVE, BadImage, examine
+from unpaired.data.scenes import Scenes
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -286,6 +287,20 @@ def test_every_method(method, tmp_path):
         "refused"
     )
     assert refused == (None if "latent" in way["styles"] else "no_random_styles")
+
+
+def test_examples(ok):
+    """A held-out scene, for a model that learned from scenes: always the same one."""
+    (model,) = json.loads(ok.request("GET", "/v1/models")[2])["models"]
+    assert model["examples"] == ["outline", "painted"]
+    path = "/v1/models/ein-Lauf/example?domain=painted&index="
+    status, headers, body = ok.request("GET", f"{path}1007")
+    assert (status, headers["content-type"]) == (200, "image/png")
+    expected = Scenes("painted", (16, 16), "test", count=1000)[7].image
+    assert same([Image.open(io.BytesIO(body))], [expected])
+    for wrong in ("", "-1", "x", "1" * 10, "1&x=2", "1&index=2&domain=y"):
+        assert code(ok.request("GET", path + wrong)) == (422, "bad_request")
+    assert code(ok.request("GET", path.replace("painted", "cats") + "1")) == (422, "bad_request")
 
 
 def test_the_page_needs_nothing_from_elsewhere(ok):

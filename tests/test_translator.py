@@ -578,3 +578,10 @@ def test_titles_and_names_of_columns_fit():
         "gro"
     ) and "a" in pictures.readable("ä", font)
     assert sheet([[cell]], title="große Kätzchen 🐱").width >= sheet([[cell]], title="g").width
+
+
+def test_arrays_that_cannot_be_written_to(run):
+    """A copy is made; torch warns of them otherwise."""
+    image = np.zeros((16, 20, 3), np.uint8)
+    image.flags.writeable = False
+    assert pictures.from_array(image).shape == (1, 3, 16, 20)

@@ -26,7 +26,8 @@ def to_images(x: Tensor) -> list[Image.Image]:
 
 def from_array(image: np.ndarray) -> Tensor:
     """(H, W, C) uint8 -> (1, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = np.require(image, requirements=("C", "W"))  # torch wants it so; no copy where it is
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def sheet(

@@ -4,6 +4,7 @@
     GET  /livez /readyz /metrics         for whoever watches over the server
     GET  /v1/models                      what there is, and what it can do
     GET  /v1/models/NAME/styles?to=D     how random styles of a domain are spread
+    GET  /v1/models/NAME/example?domain=D&index=I    a built-in scene, where the model learned from such
     POST /v1/models/NAME/translate       an image, a form -> images
 
 Nothing is kept of a request, and no address is fetched for one.
@@ -36,7 +37,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from unpaired.serve.answers import SENTENCES, STATUS, ClientGone, Refusal
 from unpaired.serve.guard import Access, Guard
-from unpaired.serve.limits import LIMITS, SEEDS, STYLE_BOUND, Limits
+from unpaired.serve.limits import EXAMPLES, LIMITS, SEEDS, STYLE_BOUND, Limits
 from unpaired.serve.messages import Header
 from unpaired.serve.workers import Lost, TooLong, Worker
 
@@ -211,7 +212,6 @@ class Studio:
         return JSONResponse({"models": list(self.models.values())})
 
     async def styles(self, request: Request) -> Response:
-        self.check_loaded()
         model = self.model(request)
         if [name for name, _ in request.query_params.multi_items()] != ["to"]:
             raise Refusal("bad_request", "Say one domain, as in ?to=DOMAIN, and nothing else.")
@@ -220,6 +220,17 @@ class Studio:
             work = self.ask(self.painter, {"verb": "styles", "model": model["name"], "to": to}, [])
             answer, _ = await unless_gone(request, work)
         return JSONResponse(answer)
+
+    async def example(self, request: Request) -> Response:
+        model, query = self.model(request), dict(request.query_params.multi_items())
+        index = query.pop("index", "")
+        if query.keys() != {"domain"} or not re.fullmatch("[0-9]{1,9}", index):
+            raise Refusal("bad_request", "Say which, as in ?domain=DOMAIN&index=7.")
+        ask = {"verb": "example", "model": model["name"], "index": int(index) % EXAMPLES}
+        with self.admitted(client(request)):
+            work = self.ask(self.painter, ask | query, [])
+            _, (png,) = await unless_gone(request, work)
+        return Response(png, media_type=PNG)
 
     async def translate(self, request: Request) -> ASGIApp:
         model = self.model(request)
@@ -283,6 +294,7 @@ class Studio:
             Route("/metrics", self.metrics),
             Route("/v1/models", self.list_models),
             Route("/v1/models/{name}/styles", self.styles),
+            Route("/v1/models/{name}/example", self.example),
             Route("/v1/models/{name}/translate", self.translate, methods=["POST"]),
         ]
         app = Starlette(

@@ -38,3 +38,4 @@ class Limits:
 LIMITS = Limits()
 STYLE_BOUND = 1e4  # of a style's numbers
 SEEDS = 2**62
+EXAMPLES = 1000  # of a domain

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unpaired.data.scenes import DOMAINS, Scenes
 from unpaired.errors import ConfigProblem, Problem
 from unpaired.heap import keep_freed
 from unpaired.pictures import to_images
-from unpaired.serve.limits import LIMITS, Limits
+from unpaired.serve.limits import EXAMPLES, LIMITS, Limits
 from unpaired.serve.messages import Header, Message, channel, say, work
 from unpaired.translator import SPREAD, NotFinite, Translator, random_styles
 
@@ -39,6 +40,7 @@ class Painter:
         self.verbs: dict[str, Callable[[Translator, Header, list[bytes]], Message]] = {
             "translate": self.translate,
             "styles": self.styles,
+            "example": self.example,
         }
 
     def handle(self, ask: Header, blobs: list[bytes]) -> Message:
@@ -135,6 +137,19 @@ class Painter:
             self.spreads[key] = {"to": ask["to"], **about}
         return self.spreads[key], []
 
+    def example(self, t: Translator, ask: Header, blobs: list[bytes]) -> Message:
+        """A built-in scene that the model was not trained on."""
+        if ask["domain"] not in examples(t):
+            raise Refused("bad_request", "There are examples of the built-in scenes alone.")
+        scenes = Scenes(ask["domain"], t.run.data.hw, "test", count=EXAMPLES)
+        return {}, [png(Image.fromarray(scenes[ask["index"]].image))]
+
+
+def examples(t: Translator) -> list[str]:
+    """The domains of built-in scenes that a model was trained on; none for one of other images."""
+    domains = list(t.run.data.domains or DOMAINS)
+    return domains if t.run.data.root == "scenes" and set(domains) <= set(DOMAINS) else []
+
 
 @torch.inference_mode()
 def like(t: Translator, target: int, source: int) -> Tensor:
@@ -173,6 +188,7 @@ def about(name: str, t: Translator) -> dict[str, Any]:
         "least": min(4 * t.method.stride, *t.run.data.hw),
         "channels": t.run.data.channels,
         "domains": list(t.domains),
+        "examples": examples(t),
         "directions": directions,
     }
 

@@ -15,6 +15,7 @@ const state = {
   model: null,
   image: null, // the input: {id, file, url, shown}
   images: 0, // read so far: each has a number
+  examples: Math.floor(Math.random() * 1000), // the last one that was taken
   references: [], // images whose styles to take: {id, file, url}
   way: null, // how the person wants to say a style, where a direction has that way
   results: [], // pictures: {url, style, label, to, width, height}
@@ -59,14 +60,14 @@ function fail(error) {
 // Server
 
 /** Asks the server. Waits and asks again while it is busy, and asks the person for a token where it wants one. */
-async function call(path, { body, signal } = {}) {
+async function call(path, { body, signal, as = "json" } = {}) {
   for (let attempt = 1; ; attempt++) {
     const { token } = state;
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     let response, answer;
     try {
       response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal });
-      answer = await response.json();
+      answer = await (response.ok ? response[as]() : response.json());
     } catch (error) {
       if (error.name === "AbortError") throw error;
       const unread = response && `The server's answer (${response.status}) cannot be read.`;
@@ -181,6 +182,7 @@ function chooseModel(name) {
   $("facts").textContent = `${method}, ${size.join(" × ")} px, step ${step.toLocaleString("en")}`;
   $("size").placeholder = Math.min(...size);
   $("size").value = "";
+  $("example").hidden = !state.model.examples.length;
   const first = directions.find((d) => d.source !== d.to) ?? directions[0];
   chooseDirection(first.source, first.to);
 }
@@ -251,6 +253,16 @@ async function takeImage(file) {
   $("before").src = image.url;
   $("input-name").textContent = $("input-name").title = file.name;
   translate();
+}
+
+/** The next of the built-in scenes, for a model that learned from such. */
+async function takeExample() {
+  const { examples, name } = state.model;
+  const index = (state.examples += 1);
+  const domain = examples.includes($("source").value) ? $("source").value : examples[index % examples.length];
+  const query = new URLSearchParams({ domain, index });
+  const picture = await call(modelPath(`example?${query}`), { as: "blob" });
+  if (state.model.name === name) await takeImage(new File([picture], `${domain} ${index}.png`, { type: "image/png" }));
 }
 
 async function takeReferences(files) {
@@ -600,6 +612,7 @@ function listen() {
     onclick: {
       swap: changing(() => chooseDirection($("to").value, $("source").value)),
       another: changing(() => ($("seed").value = Math.floor(Math.random() * 1e6))),
+      example: () => takeExample().catch(fail),
       copy: () => copyStyle().catch(fail),
       reset: () => select(state.selected),
       back: turning(-1),
