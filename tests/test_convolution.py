@@ -176,18 +176,19 @@ TILED = {
     "whole tiles": (2, (10, 14), 3, 5, 0, 10**6),
     "padded": (2, (8, 8), 3, 5, 1, 10**6),
     "in part beyond the map": (1, (7, 9), 4, 3, 1, 10**6),
-    "less than a tile": (1, (3, 4), 2, 3, 0, 10**6),
+    "less than a tile": (1, (4, 5), 2, 3, 0, 10**6),
     "an image at a time": (3, (9, 8), 3, 2, 1, 36 * 3 * 3 * 2),
     "a row at a time": (2, (13, 9), 3, 4, 1, 1),
 }
 
 
+@pytest.mark.parametrize("k", [3, 4])
 @pytest.mark.parametrize("name", TILED)
-def test_tiles_are_torchs_convolution(name, monkeypatch):
+def test_tiles_are_torchs_convolution(name, k, monkeypatch):
     b, size, c_in, c_out, padding, room = TILED[name]
     monkeypatch.setattr(winograd, "ROOM", room)
     torch.manual_seed(0)
-    x, weight, bias = random(b, c_in, *size), random(c_out, c_in, 3, 3), random(c_out)
+    x, weight, bias = random(b, c_in, *size), random(c_out, c_in, k, k), random(c_out)
     expected = F.conv2d(x, weight, bias, padding=padding)
     g = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, [x, weight], g)
@@ -201,11 +202,12 @@ def test_tiles_are_torchs_convolution(name, monkeypatch):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_many_channels_go_by_tiles_in_fp32(bf16):
+@pytest.mark.parametrize(("k", "c_in", "c_out"), [(3, 128, 256), (4, 256, 512)])
+def test_many_channels_go_by_tiles_in_fp32(k, c_in, c_out, bf16):
     torch.manual_seed(0)
     x, weight, bias = (
         random(*shape, dtype=torch.float32)
-        for shape in ((2, 128, 16, 32), (256, 128, 3, 3), (256,))
+        for shape in ((2, c_in, 16, 32), (c_out, c_in, k, k), (c_out,))
     )
     with torch.profiler.profile() as trace, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         y = conv2d(x, weight, bias, padding=1)

@@ -3,7 +3,7 @@ are differentiated twice.
 
 A convolution's kernels lay weights out anew for each call, and gather their gradient in large buffers: where a map has
 few positions for so many weights, that is most of the work. The product with a matrix of patches does neither. In fp32
-3x3 of many channels is faster by `winograd.py`.
+3x3 and 4x4 of many channels are faster by `winograd.py`.
 
 A gradient penalty differentiates twice. Torch's second derivative with regard to a kernel is a convolution whose
 kernels are as large as the maps and whose images are the channels: slow on a CPU. It is the gradient of a kernel like
@@ -92,9 +92,10 @@ def tiny(weight: Tensor, places: int) -> bool:
 
 def tiled(x: Tensor, weight: Tensor, how: How) -> bool:
     """Whether tiles are faster, for `x` and `weight` that are `able`."""
-    if x.dtype is not torch.float32 or weight.shape[2:] != (3, 3) or list(how.stride) != [1, 1]:
+    size = tuple(weight.shape[2:])
+    if x.dtype is not torch.float32 or size not in ((3, 3), (4, 4)) or list(how.stride) != [1, 1]:
         return False
-    return winograd.pays(len(x), *sides(x, weight, how), weight.shape[1], len(weight))
+    return winograd.pays(len(x), *sides(x, weight, how), weight.shape[1], len(weight), size[0])
 
 
 def narrowed(x: Tensor) -> Tensor:
