@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from unpaired.convolution import Conv2d
-from unpaired.networks.blocks import Chain, gaussian
+from unpaired.networks.blocks import Chain, ConvToFew, gaussian
 from unpaired.networks.norms import InstanceNorm
 
 
@@ -33,7 +33,7 @@ class PatchGAN(nn.Sequential):
             stride = 2 if i < layers - 1 else 1
             conv = Conv2d(widths[i], widths[i + 1], 4, stride, 1, bias=norm is not nn.BatchNorm2d)
             blocks.append(Chain(conv, norm(widths[i + 1]), nn.LeakyReLU(0.2, inplace=True)))
-        super().__init__(*blocks, Conv2d(widths[-1], 1, 4, 1, 1))
+        super().__init__(*blocks, ConvToFew(widths[-1], 1, 4, 1, 1))
         gaussian(self)
 
     @staticmethod
