@@ -201,6 +201,28 @@ def test_tiles_are_torchs_convolution(name, k, monkeypatch):
         assert a.stride(1) == 1
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_does_not_move_has_no_gradient_made(transposed, monkeypatch):
+    made = []
+    for name in ("of_kernel", "of_input", "convolution"):
+        plain = getattr(convolution, name)
+        monkeypatch.setattr(
+            convolution, name, lambda *args, n=name, f=plain: made.append(n) or f(*args)
+        )
+    net = (ConvTranspose2d if transposed else Conv2d)(64, 64, 3).double()
+    x = random(1, 64, 3, 3)
+    of_x = "convolution" if transposed else "of_input"
+    for inputs, expected in ([x], [of_x]), ([net.weight], ["of_kernel"]), ([net.bias], []):
+        y = net(x * 2).sum()
+        made.clear()
+        y.backward(inputs=inputs)
+        assert made == expected
+        y = net(x * 2).sum()
+        made.clear()
+        torch.autograd.grad(y, inputs)
+        assert made == expected
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(("k", "c_in", "c_out"), [(3, 128, 256), (4, 256, 512)])
 def test_many_channels_go_by_tiles_in_fp32(k, c_in, c_out, bf16):

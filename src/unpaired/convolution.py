@@ -171,6 +171,18 @@ def once(backward: Callable) -> Callable:
     return checked
 
 
+def used(ctx: Any, i: int) -> bool:
+    """Whether the backward pass that runs goes on to a node's input number i, a tensor as all before it.
+
+    `needs_input_grad` is true of kernels too that do not move in this pass, as those of D while G learns.
+    """
+    node = ctx.next_functions[i][0] if ctx.needs_input_grad[i] else None
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf, the gradient of which `autograd.grad` is to return
+        return True
+
+
 class Convolution(torch.autograd.Function):
     """In the format of `x`; weights are kept in their own and narrowed again for the backward pass, which is cheap."""
 
@@ -187,7 +199,7 @@ class Convolution(torch.autograd.Function):
         w = weight.to(x.dtype)
         if _of_inputs:
             return OfInput.apply(g, w, x.detach(), ctx.how), None, None, None
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants_x, wants_weight, wants_bias = (used(ctx, i) for i in range(3))
         return (
             of_input(g, w, x, ctx.how) if wants_x and not ctx.images else None,
             of_kernel(g, x, w, ctx.how).to(weight.dtype) if wants_weight else None,
@@ -238,7 +250,7 @@ class Transposed(torch.autograd.Function):
     @once
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants_x, wants_weight, wants_bias = (used(ctx, i) for i in range(3))
         w = weight.to(x.dtype)
         return (
             convolution(g, w, None, ctx.how) if wants_x else None,
