@@ -186,7 +186,7 @@ def transformed(
 ) -> Tensor:
     """The transform t (m, n) of rows and columns: (n, n, N) -> (m, m, N). `room` may be that of x.
 
-    One after the other: of both at once, m^2 by n^2, a quarter as many products, but they took twice as long.
+    One after the other: both at once, as m^2 by n^2, would be three times the products.
     """
     (m, n), size = t.shape, x.shape[2]
     t = t.to(x.dtype)
