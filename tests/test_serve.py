@@ -1,5 +1,6 @@
 """The server under what strangers send. Ids are those of the list of hostile inputs in docs/reliability.md."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -34,6 +35,7 @@ pytest.importorskip("uvicorn")
 guard = pytest.importorskip("unpaired.serve.guard")
 from unpaired.serve.app import parse_style  # noqa: E402
 from unpaired.serve.run import name_models  # noqa: E402
+from unpaired.serve.workers import Worker  # noqa: E402
 
 HERE = Path(__file__).parent
 LIMIT = 20_000_000
@@ -42,14 +44,15 @@ LIMIT = 20_000_000
 class Server:
     """A server in a process of its own, and a client to it."""
 
-    def __init__(self, command, env=()):
+    def __init__(self, command, env=(), cwd=None):
         environment = {k: v for k, v in os.environ.items() if k != "UNPAIRED_TOKEN"}
-        path = f"{HERE / 'serving'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        path = os.pathsep.join(filter(None, [str(HERE / "serving"), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=cwd,
             env=environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | dict(env),
         )
         self.logged = []
@@ -161,11 +164,13 @@ def run(tmp_path_factory):
     return path
 
 
-@contextmanager
 def served(*words, **env):
-    server = Server(
-        [sys.executable, "-m", "unpaired", "serve", *map(str, words), "--port", "0"], env
-    )
+    return started([sys.executable, "-m", "unpaired", "serve", *words, "--port", "0"], env)
+
+
+@contextmanager
+def started(command, env=(), cwd=None):
+    server = Server([*map(str, command)], env, cwd)
     try:
         yield server.wait()
     finally:
@@ -250,9 +255,8 @@ def test_models_and_spread_of_styles(ok):
         2,
         ["outline", "painted"],
     )
-    assert {"source": "outline", "to": "painted", "styles": ["latent", "reference"]} in model[
-        "directions"
-    ]
+    both = ["outline", "painted"]
+    assert model["directions"] == [{"sources": both, "to": both, "styles": ["latent", "reference"]}]
     spread = json.loads(ok.request("GET", "/v1/models/ein-Lauf/styles?to=painted")[2])
     assert spread["components"] == len(spread["mean"]) == len(spread["std"]) == 8
     assert all(
@@ -271,7 +275,8 @@ def test_every_method(method, tmp_path):
     saved(tmp_path, method)
     t = Translator.load(tmp_path, device="cpu")
     info, painter = about("x", t), Painter({"x": t})
-    way = info["directions"][:2][-1]
+    way = info["directions"][0]
+    way = {"source": way["sources"][-1], "to": way["to"][0], "styles": way["styles"]}
     image = odd_images.picture()
     ask = {"verb": "translate", "model": "x", "to": way["to"], "source": way["source"]}
     ask |= {"styles": 2, "seed": 3, "style": None, "size": None, "shapes": [image.shape]}
@@ -541,6 +546,13 @@ def test_damaged_forms(ok):
         assert time.monotonic() - begun < 1, name
 
 
+def test_forms_that_say_more_of_themselves(ok):
+    content, body = form(IMAGE, TO, boundary="b 1")
+    kind = 'Multipart/Form-Data; charset=utf-8; boundary="b 1"'
+    path = "/v1/models/ein-Lauf/translate"
+    assert ok.request("POST", path, body, {"Content-Type": kind})[0] == 200
+
+
 def test_not_a_form(ok):
     """S-43."""
     for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded", ""):
@@ -552,7 +564,7 @@ def test_not_a_form(ok):
     "field, value",
     [("seed", v) for v in ("-1", 2**64, 2**62, "1.5", "0x1", "9" * 5000, "", "nan")]
     + [("styles", v) for v in ("0", "-1", 10**9, "17", "1e3", "")]
-    + [("size", v) for v in ("0", "-1", 10**9, 7, "4.5", 10**30)]
+    + [("size", v) for v in ("0", "-1", 10**9, 7, "4.5", "1" + "0" * 400)]
     + [("source", "nowhere"), ("source", ""), ("to", "../x"), ("to", "x" * 400)],
 )
 def test_parameters(ok, field, value):
@@ -847,7 +859,7 @@ def works(server, within):
 
 def test_a_decoder_that_crashes_or_hangs(broken):
     """S-37, S-27."""
-    for end in (b"segfault", b"hang"):
+    for end in (b"segfault", b"hang", b"rubbish"):
         assert code(broken.post(("image", "x.png", PHOTO + end), TO)) == (422, "undecodable_image")
         works(broken, 3)
 
@@ -864,6 +876,92 @@ def test_a_model_that_crashes_or_hangs(broken):
     works(broken, 15)
     assert code(seeded(broken, 1)) == (504, "took_too_long")
     works(broken, 15)
+
+
+def test_clients_that_go_as_their_turn_comes(monkeypatch):
+    """At every moment around it: the worker goes on with the next."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE / "serving"))
+
+    async def rounds():
+        worker = Worker(("echo_worker",), 5)
+        worker.start()
+        assert (await worker.call({"n": 0}))[0] == {"n": 0}
+        for n in range(300):
+            first, second = (asyncio.create_task(worker.call({"n": n})) for _ in range(2))
+            while not first.done():
+                await asyncio.sleep(0)
+            for _ in range(n % 7):
+                await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.gather(first, second, return_exceptions=True)
+            assert first.result()[0] == {"n": n}
+        answer = await asyncio.wait_for(worker.call({"n": -1}, [b"x"]), 5)
+        await worker.stop()
+        return answer, worker.starts
+
+    assert asyncio.run(rounds()) == (({"n": -1}, [b"x"]), 1)
+
+
+def test_a_connection_that_is_used_again(run):
+    """The time of an answer that was taken does not run on into the next."""
+    with faulty(run, {"CALLS": os.devnull}, send_seconds=2) as server:
+        server.wait()
+        content, body = form(IMAGE, TO, ("styles", 8), ("size", 600))
+        lines = f"Content-Type: {content}", f"Content-Length: {len(body)}"
+        request = head(server, *lines, path="/v1/models/m/translate") + body
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            s.connect(("127.0.0.1", server.port))
+            s.settimeout(20)
+            for pause in (0, 1.5, 1.5):
+                s.sendall(request)
+                got = s.recv(4096)
+                time.sleep(pause)
+                begin, _, rest = got.partition(b"\r\n\r\n")
+                left = int(re.search(rb"content-length: (\d+)", begin)[1]) - len(rest)
+                while left and (part := s.recv(min(left, 1 << 20))):
+                    left -= len(part)
+                assert not left
+
+
+@pytest.mark.parametrize(
+    "fault, code, text",
+    [("can't allocate memory", 71, "out of memory"), ("a defect", 65, "the lines above")],
+)
+def test_models_that_cannot_be_loaded_end_it(run, fault, code, text):
+    with faulty(run, {"FAULT": fault}) as server:
+        server.process.wait(30)
+        assert any(f"Problem: {text}" in line or text in line for line in server.logged)
+
+
+def test_no_worker_outlives_a_server_that_is_killed(run):
+    with faulty(run, {"CALLS": os.devnull}) as server:
+        server.wait()
+        threading.Thread(target=lambda: suppressed(seeded, server, 1)).start()
+        time.sleep(0.5)
+        workers = children(server.process.pid)
+        assert len(workers) == 2
+        server.process.kill()
+        deadline = time.monotonic() + 5
+        while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(alive(pid) for pid in workers)
+
+
+def suppressed(function, *args):
+    with suppress(OSError, http.client.HTTPException):
+        function(*args)
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_faults_of_a_model(broken):
@@ -1184,6 +1282,28 @@ def test_no_model(run, tmp_path, capsys):
         {"UNPAIRED_TOKEN": "short"},
     )
     assert guessed.ended(20) == 2
+
+
+def test_what_lies_in_the_folder_is_not_imported(run, tmp_path):
+    """By the command that is installed; `python -m` itself looks there first."""
+    (tmp_path / "simplejpeg.py").write_text("open('imported', 'w')")
+    command = Path(sys.executable).with_name("unpaired")
+    with started([command, "serve", run, "--port", "0"], cwd=tmp_path) as server:
+        assert post(server, IMAGE, TO)[0] == 200
+    assert not (tmp_path / "imported").exists()
+
+
+def test_without_streams(run):
+    """As some service managers start things."""
+    command = [sys.executable, "-m", "unpaired", "serve", run, "--port", "0"]
+    with started(["sh", "-c", 'exec "$0" "$@" 2>&- <&-', *command]) as server:
+        assert post(server, IMAGE, TO)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["studio.example:8443", "bücher.example", "http://studio", ""])
+def test_names_that_no_request_has(run, name, capsys):
+    assert main(["serve", str(run), "--allowed-host", name]) == 2
+    assert "--allowed-host" in capsys.readouterr().err
 
 
 def test_names_of_models(tmp_path):

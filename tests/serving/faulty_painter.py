@@ -29,6 +29,12 @@ def translate(self, t, ask, blobs):
     return NORMAL(self, t, ask, blobs)
 
 
+def load(path):
+    raise RuntimeError(os.environ["FAULT"])
+
+
 paint.Painter.translate = translate
+if "FAULT" in os.environ:
+    paint.Translator.load = load
 time.sleep(float(os.environ.get("LOADING", 0)))
 paint.main()

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -35,6 +36,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from unpaired.errors import DataProblem
 from unpaired.serve.answers import SENTENCES, STATUS, ClientGone, Refusal
 from unpaired.serve.guard import Access, Guard
 from unpaired.serve.limits import EXAMPLES, LIMITS, SEEDS, STYLE_BOUND, Limits
@@ -44,7 +46,6 @@ from unpaired.serve.workers import Lost, TooLong, Worker
 STATIC = Path(__file__).with_name("static")
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 PAGE = "/studio.html"
-BOUNDARY = re.compile(r'multipart/form-data;\s*boundary="?([^";\s]{1,70})"?\s*', re.I)
 FILES = ("image", "reference")
 PNG = "image/png"
 
@@ -59,7 +60,7 @@ class Fields(BaseModel):
     styles: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, lt=SEEDS)
     style: list[list[float]] | None = None
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1, le=100_000)
 
     @field_validator("style", mode="before")
     @classmethod
@@ -109,7 +110,9 @@ class Studio:
         self.problem: tuple[str, int] | None = None  # why the models cannot be loaded
         self.settled = asyncio.Event()  # they are loaded, or cannot be
         command = (*painter, json.dumps(dict(files)))
-        self.painter = Worker(command, limits.paint_seconds, fds, hello=self.loaded)
+        self.painter = Worker(
+            command, limits.paint_seconds, fds, hello=self.loaded, hopeless=self.hopeless
+        )
         self.decoder = Worker(decoder, limits.decode_seconds, threads=1)
         self.clients: Counter[str] = Counter()
         self.decoded = 0  # pixels
@@ -122,6 +125,13 @@ class Studio:
             self.settled.set()
             raise ConnectionError(hello["problem"])
         self.models = {about["name"]: about for about in hello["models"]}
+        self.settled.set()
+
+    def hopeless(self) -> None:
+        self.problem = (
+            "The models cannot be loaded: the lines above say why.",
+            DataProblem.exit_code,
+        )
         self.settled.set()
 
     @asynccontextmanager
@@ -234,34 +244,36 @@ class Studio:
 
     async def translate(self, request: Request) -> ASGIApp:
         model = self.model(request)
-        match = BOUNDARY.fullmatch(request.headers.get("content-type", ""))
-        if not match:
-            if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-                raise Refusal("bad_form", "The form needs a boundary of 1 to 70 characters.")
+        kind, options = parse_options_header(request.headers.get("content-type"))
+        if kind.lower() != b"multipart/form-data":
             raise Refusal(
                 "unsupported_format",
                 "Send a form, multipart/form-data, with the file `image` and the field `to`.",
             )
+        boundary = options.get(b"boundary", b"")
+        if not 1 <= len(boundary) <= 70:
+            raise Refusal("bad_form", "The form needs a boundary of 1 to 70 characters.")
         no_query(request)
         self.check_loaded()
         with ExitStack() as place:
             place.enter_context(self.admitted(client(request)))
-            form = await read_form(request, match[1], self.limits)
+            form = await read_form(request, boundary, self.limits)
             try:
                 ask, files = checked(form, model, self.limits, wants_png(request))
             finally:
                 await form.close()
             answer, images = await unless_gone(request, self.work(ask, files))
             response = result(answer, images, model["name"], wants_png(request))
-            return sent_within(place.pop_all(), response)
+            return sent_within(place.pop_all(), response, self.limits)
 
     async def work(self, ask: Header, files: Mapping[str, bytes]) -> tuple[Header, list[bytes]]:
         shapes, raws = [], []
-        for field, data in files.items():
-            shape, raw = await self.pixels(field, data)
-            shapes.append(shape)
-            raws.append(raw)
-        with self.held(sum(map(len, raws)) // 3):
+        with ExitStack() as memory:
+            for field, data in files.items():
+                shape, raw = await self.pixels(field, data)
+                memory.enter_context(self.held(len(raw) // 3))
+                shapes.append(shape)
+                raws.append(raw)
             begun = time.monotonic()
             found = await self.ask(self.painter, ask | {"shapes": shapes}, raws)
             took = time.monotonic() - begun
@@ -348,12 +360,17 @@ def page(path: Path) -> Response:
     return Response(path.read_bytes(), media_type=KINDS[path.suffix])
 
 
-def sent_within(place: ExitStack, response: Response) -> ASGIApp:
-    """`response`, with a place that is left when it was sent: who does not read fills memory of his share alone."""
+def sent_within(place: ExitStack, response: Response, limits: Limits) -> ASGIApp:
+    """`response`, with a place that is left when it was taken: until then it is in memory, but not for ever."""
+    seconds = limits.send_seconds + len(response.body) / limits.send_rate
 
     async def send_it(scope: Scope, receive: Receive, send: Send) -> None:
         with place:
-            await response(scope, receive, send)
+            try:
+                async with asyncio.timeout(seconds):
+                    await response(scope, receive, send)
+            except TimeoutError:
+                raise ClientGone from None
 
     return send_it
 
@@ -389,10 +406,10 @@ async def unless_gone(request: Request, work: Any) -> Any:
         going.cancel()
 
 
-async def read_form(request: Request, boundary: str, limits: Limits) -> FormData:
+async def read_form(request: Request, boundary: bytes, limits: Limits) -> FormData:
     """A form whose files stay in memory; the guard has seen how long it is. Raises `Refusal` for what is none, for one
     with much beside it, and for one that comes slowly."""
-    mark = b"--" + boundary.encode("latin-1")
+    mark = b"--" + boundary
     first = last = b""
 
     async def parts() -> AsyncGenerator[bytes, None]:

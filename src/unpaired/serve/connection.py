@@ -61,6 +61,9 @@ class Connection(H11Protocol):
         if self.transport is None or self.transport.is_closing():
             return
         super().data_received(data)
+        if self.busy and self.stalled and not self.flow.write_paused:
+            self.stalled.cancel()  # of the last answer: this one has its own time
+            self.stalled = None
         self.watch()
 
     def watch(self) -> None:

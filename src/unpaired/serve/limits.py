@@ -27,6 +27,7 @@ class Limits:
     head_seconds: float = 10  # for a request's headers to arrive
     body_seconds: float = 30  # for its body
     send_seconds: float = 30  # without the reader taking anything of an answer
+    send_rate: float = 100_000  # bytes a second at which it takes it
     decode_seconds: float = 5
     queue_seconds: float = 60
     paint_seconds: float = 120

@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from unpaired.data.scenes import DOMAINS, Scenes
-from unpaired.errors import ConfigProblem, Problem
+from unpaired.errors import ConfigProblem, OutOfMemory, Problem
 from unpaired.heap import keep_freed
 from unpaired.pictures import to_images
 from unpaired.serve.limits import EXAMPLES, LIMITS, Limits
@@ -173,13 +174,6 @@ def png(image: Image.Image) -> bytes:
 
 def about(name: str, t: Translator) -> dict[str, Any]:
     """What the page and clients need to know of a model."""
-    directions = []
-    for source, to in ((s, d) for s in t.domains for d in t.domains):
-        try:
-            ways = t.method.styles(t.index(source), t.index(to))
-        except ConfigProblem:
-            continue  # a way that the method does not have
-        directions.append({"source": source, "to": to, "styles": sorted(ways)})
     return {
         "name": name,
         "method": t.run.method.name,
@@ -189,8 +183,25 @@ def about(name: str, t: Translator) -> dict[str, Any]:
         "channels": t.run.data.channels,
         "domains": list(t.domains),
         "examples": examples(t),
-        "directions": directions,
+        "directions": directions(t),
     }
+
+
+def directions(t: Translator) -> list[dict[str, list[str]]]:
+    """Which domains can be translated to which, by which ways to say a style: sources that are alike together."""
+    sources: dict[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...], list[str]] = {}
+    for s, source in enumerate(t.domains):
+        targets: dict[tuple[str, ...], list[str]] = {}
+        for d, to in enumerate(t.domains):
+            with suppress(ConfigProblem):  # a way that the method does not have
+                targets.setdefault(tuple(sorted(t.method.styles(s, d))), []).append(to)
+        key = tuple((ways, tuple(names)) for ways, names in targets.items())
+        sources.setdefault(key, []).append(source)
+    return [
+        {"sources": names, "to": list(to), "styles": list(ways)}
+        for key, names in sources.items()
+        for ways, to in key
+    ]
 
 
 def main() -> None:
@@ -202,6 +213,11 @@ def main() -> None:
         except Problem as problem:
             text = str(problem).replace(path, shown)
             return say(out, {"problem": text, "exit_code": problem.exit_code})
+        except (MemoryError, RuntimeError) as error:  # torch raises the latter
+            if not (isinstance(error, MemoryError) or "memory" in str(error)):
+                raise
+            text = f"{shown}: out of memory while it was loaded: serve fewer models at once."
+            return say(out, {"problem": text, "exit_code": OutOfMemory.exit_code})
     if all(t.device.type == "cpu" for t in models.values()):
         keep_freed()
     say(out, {"models": [about(name, t) for name, t in models.items()]})

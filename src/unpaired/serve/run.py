@@ -21,7 +21,7 @@ from unpaired.errors import ConfigProblem, Problem
 from unpaired.progress import say
 from unpaired.serve.app import Studio
 from unpaired.serve.connection import Connection
-from unpaired.serve.guard import LOOPBACK, Access
+from unpaired.serve.guard import HOST, LOOPBACK, Access
 from unpaired.serve.limits import LIMITS, Limits
 
 TOKEN = "UNPAIRED_TOKEN"  # in the environment
@@ -29,10 +29,24 @@ TOKEN = "UNPAIRED_TOKEN"  # in the environment
 
 def serve(args: argparse.Namespace) -> None:
     """Serves until it is stopped. Raises `Problem` for models that cannot be loaded and bad addresses."""
+    for fd in range(
+        3
+    ):  # closed ones would be those of the first files and sockets, and the workers need them
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     files = name_models(args.runs)
     given = os.environ.get(TOKEN)
     if given is not None and len(given) < 16:
         raise ConfigProblem(f"{TOKEN} is too easy to guess: at least 16 characters.")
+    if given is not None and not given.isascii():
+        raise ConfigProblem(f"{TOKEN} must be ASCII: a header holds nothing else reliably.")
+    for name in args.allowed_host:
+        if not (match := HOST.fullmatch(name.lower())) or match[1] != name.lower():
+            raise ConfigProblem(
+                f"--allowed-host {escape(name)}: a name or an address alone, without a port; xn--... for other letters."
+            )
     bound = listen(args.host, args.port)
     host, port = bound.getsockname()[:2]
     address = ipaddress.ip_address(host.partition("%")[0])

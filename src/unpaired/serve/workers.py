@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import traceback
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 from unpaired.serve.messages import Header, Message, receive, send
 
+TRIES = 3
 PAUSES = (
     0.0,
     0.0,
@@ -45,7 +47,8 @@ class Worker:
     """A process that answers one job at a time, in the order in which they came.
 
     command: a Python module and its arguments. fds: open files that it inherits. seconds: how long a job may take.
-    hello: is told its first message, whenever it has started.
+    hello: is told its first message, whenever it has started. hopeless: is called when it died `TRIES` times and was
+    never ready.
     """
 
     def __init__(
@@ -55,9 +58,10 @@ class Worker:
         fds: Sequence[int] = (),
         threads: int | None = None,
         hello: Callable[[Header], Awaitable[None]] | None = None,
+        hopeless: Callable[[], None] | None = None,
     ) -> None:
         self.command, self.seconds, self.fds, self.threads = command, seconds, fds, threads
-        self.hello = hello
+        self.hello, self.hopeless = hello, hopeless
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
         self.ready = False
         self.starts = 0
@@ -94,23 +98,31 @@ class Worker:
                 await asyncio.sleep(PAUSES[min(deaths, len(PAUSES) - 1)])
                 try:
                     await self.run()
-                except (asyncio.IncompleteReadError, ConnectionError, ValueError, OSError):
-                    deaths = deaths + 1 if not self.ready else 1
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    pass
+                except Exception:  # what a worker says may be anything
+                    with suppress(OSError):  # nobody reads
+                        traceback.print_exc()
                 finally:
+                    deaths = 1 if self.ready else deaths + 1
                     self.ready = False
                     await self.end()
+                if deaths == self.starts == TRIES and self.hopeless:
+                    self.hopeless()
         finally:
             while not self.jobs.empty():
                 refuse(self.jobs.get_nowait())
 
     async def run(self) -> None:
         """One process, from its start until it dies."""
-        env = dict(os.environ)
+        env = {k: v for k, v in os.environ.items() if k != "UNPAIRED_TOKEN"}
+        own = {"", os.getcwd()} & set(sys.path)  # else a json.py beside the user would be ours
         if self.threads:
             env |= {"OMP_NUM_THREADS": str(self.threads), "OPENBLAS_NUM_THREADS": str(self.threads)}
         self.starts += 1
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
+            *(() if own else ("-P",)),
             "-m",
             *self.command,
             stdin=PIPE,
@@ -128,8 +140,8 @@ class Worker:
         self.ready = True
         while True:
             job = await self.next(self.process)
-            if job.answer.cancelled():
-                continue  # its client has gone
+            if job.begun.done() or job.answer.done():
+                continue  # its client has gone, or is about to: a cancelled wait is told in the next turn of the loop
             job.begun.set_result(None)
             try:
                 async with asyncio.timeout(self.seconds):

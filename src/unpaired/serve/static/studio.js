@@ -164,7 +164,8 @@ const blends = lane({ patient: false });
 
 // Settings
 
-const direction = () => state.model.directions.find((d) => d.source === $("source").value && d.to === $("to").value);
+const leads = (source, to) => (d) => d.sources.includes(source) && d.to.includes(to);
+const direction = () => state.model.directions.find(leads($("source").value, $("to").value));
 const wayInputs = [...document.querySelectorAll("[name=way]")];
 
 /** The ways to say a style that the direction has and this page knows, and the chosen one of them. */
@@ -183,22 +184,22 @@ function chooseModel(name) {
   $("size").placeholder = Math.min(...size);
   $("size").value = "";
   $("example").hidden = !state.model.examples.length;
-  const first = directions.find((d) => d.source !== d.to) ?? directions[0];
-  chooseDirection(first.source, first.to);
+  const [source] = directions[0].sources;
+  chooseDirection(source, directions[0].to.find((to) => to !== source));
 }
 
 /** Chooses a source, and a target that it has: the wanted one, else another domain. */
 function chooseDirection(source, wanted) {
   const { directions, domains } = state.model;
-  const targets = directions.filter((d) => d.source === source).map((d) => d.to);
+  const targets = domains.filter((to) => directions.some(leads(source, to)));
   const to = targets.includes(wanted) ? wanted : (targets.find((target) => target !== source) ?? source);
-  fill($("source"), directions.map((d) => d.source), source);
+  fill($("source"), domains.filter((name) => directions.some((d) => d.sources.includes(name))), source);
   fill($("to"), targets, to);
   const fixed = domains.length === 2 && targets.length === 1; // two names and Swap say it all
   $("menus").hidden = fixed;
   $("direction").hidden = !fixed;
   $("direction").textContent = `${source} → ${to}`;
-  $("swap").hidden = source === to || !directions.some((d) => d.source === to && d.to === source);
+  $("swap").hidden = source === to || !directions.some(leads(to, source));
   clearMarks(); // a style belongs to its domain
   showWays();
 }
