@@ -294,6 +294,17 @@ def test_every_method(method, tmp_path):
     assert refused == (None if "latent" in way["styles"] else "no_random_styles")
 
 
+def test_hundreds_of_domains_take_little_to_describe(tmp_path):
+    from test_export import saved
+
+    from unpaired.serve.paint import about
+
+    saved(tmp_path, "tunit", "method.clusters=300")
+    info = about("x", Translator.load(tmp_path, device="cpu"))
+    assert info["directions"][0]["sources"] == info["domains"]
+    assert len(json.dumps(info)) < 50_000
+
+
 def test_examples(ok):
     """A held-out scene, for a model that learned from scenes: always the same one."""
     (model,) = json.loads(ok.request("GET", "/v1/models")[2])["models"]
