@@ -254,7 +254,6 @@ class Studio:
         if not 1 <= len(boundary) <= 70:
             raise Refusal("bad_form", "The form needs a boundary of 1 to 70 characters.")
         no_query(request)
-        self.check_loaded()
         with ExitStack() as place:
             place.enter_context(self.admitted(client(request)))
             form = await read_form(request, boundary, self.limits)
@@ -459,7 +458,7 @@ def checked(
     for name, value in form.multi_items():
         if (name in FILES) != isinstance(value, UploadFile):
             kind = "a file" if name in FILES else "a text"
-            raise Refusal("bad_request", f"The field {name[:100]!r} must be {kind}.") from None
+            raise Refusal("bad_request", f"The field {name[:100]!r} must be {kind}.")
         if isinstance(value, UploadFile):
             files[name] = value.file.read()
             value.file.close()  # which held it a second time
