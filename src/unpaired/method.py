@@ -51,7 +51,7 @@ class Step:
     """Where a run stands, and the one source of a method's randomness.
 
     A draw is a function of (seed, index, rank, microbatch, name) alone: resuming is exact, no draw depends on another,
-    and a test hands in its own by overriding `draw`.
+    and a test hands in its own by overriding `draw`. No step waits until a GPU has it.
     """
 
     index: int
@@ -75,15 +75,15 @@ class Step:
 
     def normal(self, name: str, *shape: int, like: Tensor) -> Tensor:
         """Standard normal numbers, of the device and dtype of `like`."""
-        return self.draw(name, "normal", shape).to(like)
+        return self.draw(name, "normal", shape).to(like, non_blocking=True)
 
     def uniform(self, name: str, *shape: int, like: Tensor) -> Tensor:
         """Numbers uniform in [0, 1), of the device and dtype of `like`."""
-        return self.draw(name, "uniform", shape).to(like)
+        return self.draw(name, "uniform", shape).to(like, non_blocking=True)
 
     def permutation(self, name: str, n: int, like: Tensor) -> Tensor:
         """A permutation of 0 .. n-1, on the device of `like`."""
-        return self.draw(name, "permutation", (n,)).to(like.device)
+        return self.draw(name, "permutation", (n,)).to(like.device, non_blocking=True)
 
 
 File = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path)))]  # from anywhere

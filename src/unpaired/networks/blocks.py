@@ -180,7 +180,7 @@ def down_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     That is 2.25 times less work. (B, C, H, W) -> (B, C', H / 2, W / 2).
     """
-    t = conv.weight.new_tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
+    t = like(conv.weight, [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
     sums = torch.einsum("ik,jl->ijkl", t, t).reshape(16, 9)
     kernel = (sums @ by_taps(conv.weight)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     return without(x, lambda t: conv2d(t, kernel, conv.bias, stride=2, padding=1))
@@ -191,11 +191,16 @@ def phases(weight: Tensor, taps: list[list[list[int]]]) -> Tensor:
 
     Its taps are sums of the large kernel's: `taps` are (pixel of 2, tap of the n, tap of the k), for a side.
     """
-    t = weight.new_tensor(taps)
+    t = like(weight, taps)
     n = t.shape[1]
     sums = torch.einsum("pik,qjl->pqijkl", t, t).reshape(4 * n * n, -1)
     four = (sums @ by_taps(weight)).unflatten(1, (4, n, n))  # (C', 4, n, n, C)
     return four.transpose(0, 1).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def like(x: Tensor, numbers: list[Any]) -> Tensor:
+    """`x.new_tensor(numbers)`, for which no step waits."""
+    return torch.tensor(numbers, dtype=x.dtype).to(x.device, non_blocking=True)
 
 
 class Interleaved(torch.autograd.Function):
