@@ -67,8 +67,12 @@ def many(name, *settings):
         (["translate", "empty", "a.png", "--to", "painted"], 2, ["empty", "model.safetensors"]),
         (["translate", "a.png", "a.png", "--to", "painted"], 65, ["a.png"]),
         (["evaluate", "empty"], 2, ["empty"]),
-        (["weights", "convert", "a.png", "x", "--preprocessing", "caffe"], 65, ["a.png"]),
-        (["weights", "import", "munit", "none.pt", "x"], 2, ["none.pt"]),
+        (
+            ["weights", "convert", "a.png", "x.safetensors", "--preprocessing", "caffe"],
+            65,
+            ["a.png"],
+        ),
+        (["weights", "import", "munit", "none.pt", "x.safetensors"], 2, ["none.pt"]),
     ],
 )
 def test_one_sentence(arguments, code, words, tmp_path, monkeypatch, capsys):

@@ -61,6 +61,22 @@ def test_munit_checkpoint(munit_file, tmp_path):
     assert len(t.translate(np.zeros((64, 64, 3), np.uint8), to="dog", styles=2)) == 2
 
 
+@pytest.mark.parametrize("words", [["import", "munit"], ["convert", "--preprocessing", "caffe"]])
+def test_a_forgotten_output_writes_over_no_checkpoint(words, munit_file, capsys):
+    before = munit_file.read_bytes()
+    assert main(["weights", *words, str(munit_file), str(munit_file)]) == 2
+    said = capsys.readouterr().err
+    assert ".safetensors" in said and str(munit_file) in said and said.count("\n") == 1
+    assert munit_file.read_bytes() == before
+
+
+def test_domains_of_one_name_are_refused(munit_file, tmp_path, capsys):
+    out = tmp_path / "m.safetensors"
+    words = ["weights", "import", "munit", str(munit_file), str(out), "--domains", "x", "x"]
+    assert main(words) == 2 and "named twice" in capsys.readouterr().err
+    assert not out.exists()
+
+
 # Checkpoints of the other methods: our networks, written under the official names.
 
 NAMES = {
@@ -223,7 +239,7 @@ def test_stargan_v2_with_the_skip_for_faces_is_refused(tmp_path, capsys):
     F = theirs(method.F, official.stargan_v2_mapping())
     E = theirs(method.E, official.stargan_v2_style_encoder(1))
     torch.save({"generator": G, "mapping_network": F, "style_encoder": E}, tmp_path / "faces.ckpt")
-    words = [str(tmp_path / "faces.ckpt"), str(tmp_path / "out")]
+    words = [str(tmp_path / "faces.ckpt"), str(tmp_path / "out.safetensors")]
     assert main(["weights", "import", "stargan_v2", *words]) == 65
     assert "w_hpf=1" in capsys.readouterr().err
 

@@ -211,8 +211,9 @@ def convert(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import save_model
     from unpaired.data.intake import placed
 
+    output = official.output(args.output)
     save_model(
-        placed(args.output),
+        placed(output),
         official.vgg16(args.file),
         {"network": "vgg16", "preprocessing": args.preprocessing},
     )
@@ -229,17 +230,20 @@ def import_official(args: argparse.Namespace) -> None:
     from unpaired.errors import ConfigProblem
     from unpaired.translator import metadata
 
+    output = official.output(args.output)
     found = official.read(args.method, args.files)
     domains = args.domains or [chr(97 + i) for i in range(found.domains)]
     if len(domains) != found.domains:
         raise ConfigProblem(
             f"The checkpoint has {found.domains} domains: name as many by --domains."
         )
+    if len(set(domains)) < len(domains):
+        raise ConfigProblem("--domains: a domain is named twice: give each a name of its own.")
     size = {"size": args.size} if args.size else {}
     run = load(method=found.method, data={"size": 256, **found.data, **size})
     with torch.device("meta"):
         official.check(found, run.build(tuple(domains)), args.files)
-    save_model(placed(args.output), found.tensors, metadata(run, domains, 0))
+    save_model(placed(output), found.tensors, metadata(run, domains, 0))
     print(
         f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {domains[1]})"
     )

@@ -249,6 +249,16 @@ def tensors_in(held: Any) -> Iterator[Tensor]:
         yield held
 
 
+def output(path: Path) -> Path:
+    """The file to write. Raises `ConfigProblem` for one by another extension: it may be the last of those to read."""
+    if path.suffix != ".safetensors":
+        raise ConfigProblem(
+            f"{path} is to be written and does not end in .safetensors: name the file to write last, such as "
+            "model.safetensors."
+        )
+    return path
+
+
 class Imported(NamedTuple):
     """What published files hold: our tensors, and the sections `method` and `data` of a config that they fit."""
 
