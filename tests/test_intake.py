@@ -410,3 +410,12 @@ def test_one_thread_asks_the_storage_for_each_that_reads(tmp_path):
         child.start()
     child.join(10)
     assert child.exitcode == 0
+
+
+def test_imports_where_processes_do_not_fork():
+    """Windows translates; there `os` lacks this function."""
+    import subprocess
+    import sys
+
+    code = "import os, torch; del os.register_at_fork; import unpaired.translator"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -204,7 +204,8 @@ def _ask_all(asks: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) ->
 
 
 _own = threading.local()
-os.register_at_fork(after_in_child=lambda: _own.__dict__.clear())  # threads are not forked
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=lambda: _own.__dict__.clear())  # threads are not forked
 
 
 def answered(path: str | os.PathLike[str], ask: Callable[[], T]) -> T:
