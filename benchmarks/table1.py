@@ -10,7 +10,8 @@ Several may go on at once with --only and runs of their own; the last call, with
 All are measured on the same held-out pairs. On the scenes, where masks are known, the content kept is read from the
 outputs. On emoji LPIPS to the true partner tells another symbol from the same one in other colours, the pixels' error
 counts colours as well. Methods that learn from pairs train on other scenes of the same kind, so their classifier is
-another one: with --features, KID on those stands alone.
+another one: with --features, KID on those stands alone. Their outputs are compared with these other scenes too, so real
+images and untranslated ones have a row for each.
 
 Expected from the paper: deterministic methods vary under a tenth of MUNIT, MUNIT without image reconstruction is worst
 in quality, methods with pairs are best.
@@ -80,6 +81,7 @@ def row_of(figures: Mapping, direction: str, row: str = "model") -> dict[str, fl
 def compare(name: str, data: Sequence[object], direction: str, args: argparse.Namespace) -> str:
     """Trains and measures all runs on one set; the table."""
     rows: dict[str, dict[str, float]] = {}
+    floors: dict[str, dict[str, float]] = {}
     notes, fixed = {}, []
     for run, (method, *settings) in RUNS.items():
         if args.only and run not in args.only:
@@ -99,8 +101,10 @@ def compare(name: str, data: Sequence[object], direction: str, args: argparse.Na
         rows[run], notes[run] = row_of(figures, direction), str(step)
         if any((d["name"], d["way"]) == (direction, "output") for d in figures["directions"]):
             fixed.append(run)
-        real = row_of(figures, direction, "real images")
-    rows["real images"] = real
+        pairs = " (pairs)" if run.endswith("(pairs)") else ""  # they train on other images
+        for floor in ("real images", "untranslated"):
+            floors.setdefault(floor + pairs, row_of(figures, direction, floor))
+    rows |= floors
     varied = {c for row in rows.values() for c in row if c.partition(" (")[0] in DIVERSITY}
     for run in fixed:
         rows[run] |= dict.fromkeys(varied, 0.0)  # one output is no variety
