@@ -158,6 +158,8 @@ def test_sliced_wasserstein():
     same, other = scores.sliced_wasserstein(a, b), scores.sliced_wasserstein(a, flat[40:])
     assert same < 0.3 * other
     assert scores.sliced_wasserstein(a, a) == 0
+    cast = (b / 3 + torch.tensor([0.6, -0.5, 0]).view(3, 1, 1)).clamp(-1, 1)
+    assert scores.sliced_wasserstein(a, cast) > 5 * same  # of colour, and little contrast
     assert scores.sliced_wasserstein(a, b[:7]) > 0  # unequal numbers
     two = torch.cat([a, flat[:40]])  # sorted by kind
     mixed = torch.stack([a[::2], flat[:40:2]], 1).flatten(0, 1)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import triplet_margin_loss
 
 from unpaired import losses
+from unpaired.convolution import Twice
 from unpaired.errors import ConfigProblem
 from unpaired.losses import l1
 from unpaired.method import Batch, File, Method, MethodConfig, Shape, Step, Update, fp32
@@ -161,7 +162,7 @@ class SmoothGAN(Method):
 
     def discriminate(self, by: str, batch: Batch, x_fake: Tensor) -> Update:
         x = batch["x_src"].detach().requires_grad_()
-        with fp32(x):
+        with fp32(x), Twice():
             real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
             L_reg = self.config.lambda_reg * losses.r1(real, x)
         L_adv = losses.nsgan_d([real], [self.D(x_fake, batch["y_ref"])])

@@ -307,7 +307,8 @@ def of_network(
 
 
 class Styles:
-    """Random styles, or those of random held-out references; None for a method without. Seeded."""
+    """Random styles, or those of random held-out references, different ones where there are as many; None for a method
+    without. Seeded."""
 
     def __init__(self, method: Method, d: Direction, way: str, tools: Tools) -> None:
         self.method, self.d, self.way, self.tools = method, d, way, tools
@@ -324,7 +325,8 @@ class Styles:
         if self.way == "output":
             return None
         if self.codes is not None:
-            i = torch.randint(len(self.codes), (n,), generator=self.generator)
+            order = torch.randperm(len(self.codes), generator=self.generator)
+            i = order[torch.arange(n) % len(order)]
             return self.codes[i.to(self.codes.device)]
         return self.method.sample_style(n, self.d.target, self.generator).to(self.tools.device)
 
