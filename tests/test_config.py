@@ -13,7 +13,7 @@ from PIL import Image
 
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
-from unpaired.config import load, nearest, override
+from unpaired.config import changes, load, nearest, override
 from unpaired.data.augment import View
 from unpaired.data.batches import to_device
 from unpaired.registry import find_method, method_card, method_names
@@ -99,6 +99,13 @@ def test_files_of_weights_are_found_from_anywhere(tmp_path, monkeypatch):
     run = tiny.run("munit", "method.vgg=v.safetensors")
     assert run.method.vgg == tmp_path / "v.safetensors"
     assert json.loads(metadata(run, ("x", "y"), 0)["config"])["method"]["vgg"] == "v.safetensors"
+
+
+def test_files_of_weights_may_move():
+    old, moved = (tiny.run("smoothgan", f"method.lpips=[{d}/a.pth]") for d in ("here", "there"))
+    assert changes(old, moved) == []
+    other = tiny.run("smoothgan", "method.lpips=[here/b.pth]")
+    assert changes(old, other) == ["method.lpips: ['a.pth'] -> ['b.pth']"]
 
 
 def test_usage_errors_leave_with_2(capsys):

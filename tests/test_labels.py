@@ -1,5 +1,6 @@
 """Labels of unlabelled data: from folders and from a CSV, for a share of the images; and what is refused."""
 
+import json
 import re
 
 import numpy as np
@@ -149,6 +150,33 @@ def test_labels_that_training_learns_may_not_change(tmp_path, kind):
     else:
         fit(4, resume=True, allow_dataset_change=True)
     assert run.newest()[0] == (2 if kind == "some" else 4)
+
+
+def test_other_labels_of_the_same_images_are_another_data_set(tmp_path, capsys):
+    names = [f"{i}{d}.png" for d in "ab" for i in range(6)]
+    fill(tmp_path / "data", *names)
+    table, elsewhere = tmp_path / "labels.csv", tmp_path / "elsewhere.csv"
+
+    def label(table, *labels):
+        lines = (f"data/{name},{y}\n" for name, y in zip(names, labels, strict=True))
+        table.write_text("".join(lines))
+
+    words = ["data.domains=null", f"data.root={tmp_path / 'data'}", f"data.labels={table}"]
+    label(table, *"bbbbbbcccccc")
+    folder = RunFolder(tmp_path / "run")
+    config = tiny.run("tunit", *words, "method.labels=all", steps=2)
+    train.fit(config, folder, say=lambda line: None)
+    label(table, *"ccccccbbbbbb")
+    go_on = ["train", "--resume", str(tmp_path / "run"), "train.steps=3"]
+    assert main(go_on) == 2
+    assert "labels of 12 images changed" in capsys.readouterr().err
+    table.unlink()
+    label(elsewhere, *"bbbbbbcccccc")
+    assert main([*go_on, f"data.labels={elsewhere}"]) == 0  # the file alone has moved
+    known = json.loads((tmp_path / "run" / "dataset.json").read_text())
+    del known["labels"]  # as earlier versions wrote it
+    (tmp_path / "run" / "dataset.json").write_text(json.dumps(known))
+    assert main([*go_on[:3], "train.steps=4"]) == 0
 
 
 def test_the_second_view_mirrors_only_where_images_do(monkeypatch, tmp_path):

@@ -267,15 +267,29 @@ SAFE += (
     "data.workers",
     "data.cache",
     "data.max_bad",
-    "data.root",
+    "data.root",  # what lies there is compared
+    "data.labels",  # and so are these
 )
 
 
 def changes(old: Run, new: Run) -> list[str]:
-    """What differs and may not change within a run: `method.dim: 16 -> 32`."""
-    a, b = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    """What differs and may not change within a run: `method.dim: 16 -> 32`. Files of weights may have moved."""
+    a, b = (
+        flat(run.model_dump(mode="json") | {"method": portable(run.method)}) for run in (old, new)
+    )
     keys = [k for k in a | b if a.get(k) != b.get(k) and k not in SAFE]
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in keys]
+
+
+def portable(method: MethodConfig) -> dict[str, Any]:
+    """A method's settings as JSON, of files of weights the names alone and not where they lie."""
+    settings = method.model_dump(mode="json")
+    for key, value in method:
+        if isinstance(value, Path):
+            settings[key] = value.name
+        elif isinstance(value, tuple) and any(isinstance(v, Path) for v in value):
+            settings[key] = [Path(v).name for v in value]
+    return settings
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

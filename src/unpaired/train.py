@@ -357,7 +357,8 @@ class Trainer:
             return dataset
         for sentence in outline(listing):
             self.say(sentence)
-        now = listing.fingerprint(known)
+        learned = run.method_class().supervision(run.method) != "none"
+        now = listing.fingerprint(known, dataset.given if learned else {})
         if unchanged and known and (changes := compare(known, now)):
             raise ConfigProblem(
                 f"The images in {listing.root} are not those that the run began with ({changes}): bring them back, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import PIL
@@ -31,13 +32,15 @@ SCENE_COUNTS = {"val": 200, "test": 500}
 class Dataset(NamedTuple):
     """The pictures of each split, in the order of `domains`; `listing` is that of the files, None for scenes.
 
-    Unlabelled data are one domain; `labels` names the labels of its pictures, where they have any.
+    Unlabelled data are one domain; `labels` names the labels of its pictures, where they have any, and `given` says
+    those of its files.
     """
 
     domains: tuple[str, ...]
     splits: Mapping[str, tuple[Pictures, ...]]
     listing: Listing | None = None
     labels: tuple[str, ...] = ()
+    given: Mapping[Path, str] = MappingProxyType({})
 
 
 Report = Callable[[Path, str], None]
@@ -140,7 +143,7 @@ def one_domain(
             labels = fewer(labels, data.labelled, seed)
         return (FilePictures(files, cover, report, listing.entries, labels=labels),)
 
-    return Dataset((UNLABELLED,), {s: pictures(s) for s in SPLITS}, listing, names)
+    return Dataset((UNLABELLED,), {s: pictures(s) for s in SPLITS}, listing, names, given)
 
 
 def fewer(labels: Sequence[int], share: float, seed: int) -> list[int]:

@@ -77,17 +77,21 @@ class Fingerprint:
 
     digest: hex SHA-256 over split, domain, id and content of every file.
     files: id to (split, domain, size in bytes, mtime in ns, hex SHA-256 of the content).
+    labels: id to the label that training learns, of those that have one; None where it was not written down.
     """
 
     digest: str
     files: Mapping[str, tuple[str, str, int, int, str]]
+    labels: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"digest": self.digest, "files": {k: list(v) for k, v in self.files.items()}}
+        files = {k: list(v) for k, v in self.files.items()}
+        return {"digest": self.digest, "files": files, "labels": self.labels}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
-        return cls(data["digest"], {k: tuple(v) for k, v in data["files"].items()})
+        files = {k: tuple(v) for k, v in data["files"].items()}
+        return cls(data["digest"], files, data.get("labels"))
 
 
 class Changes(NamedTuple):
@@ -96,12 +100,15 @@ class Changes(NamedTuple):
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
+    relabelled: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return any(self[:])
 
     def __str__(self) -> str:
-        return f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed"
+        n = len(self.relabelled)
+        labels = f", labels of {n} image{'s' * (n > 1)} changed" if n else ""
+        return f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed{labels}"
 
 
 @dataclass(frozen=True)
@@ -151,17 +158,20 @@ class Listing:
         """The relative path with slashes: how reports name the image, on every machine."""
         return self.entries[path].id
 
-    def fingerprint(self, known: Fingerprint | None = None) -> Fingerprint:
+    def fingerprint(
+        self, known: Fingerprint | None = None, labels: Mapping[Path, str] | None = None
+    ) -> Fingerprint:
         """Hash every file; those whose size and mtime are as in `known` are not read again.
 
         With all of them known: 0.1 s per 5,000 files at most. A file that cannot be read counts
-        as content "unreadable".
+        as content "unreadable". labels: of the files that have one.
         """
         files = {
             e.id: (e.split, e.domain, e.size, e.mtime_ns, _content(path, e, known))
             for path, e in patiently(self.entries.items(), "Reading the images once, to know them")
         }
-        return Fingerprint(_digest(files), files)
+        named = None if labels is None else {self.id(path): y for path, y in labels.items() if y}
+        return Fingerprint(_digest(files), files, named)
 
 
 def compare(old: Fingerprint, new: Fingerprint) -> Changes:
@@ -172,10 +182,13 @@ def compare(old: Fingerprint, new: Fingerprint) -> Changes:
         return split, domain, content
 
     both = old.files.keys() & new.files.keys()
+    told = old.labels is not None and new.labels is not None  # not by earlier versions
+    before, now = old.labels or {}, new.labels or {}
     return Changes(
         tuple(sorted(new.files.keys() - both)),
         tuple(sorted(old.files.keys() - both)),
         tuple(sorted(i for i in both if kept(old.files[i]) != kept(new.files[i]))),
+        tuple(sorted(i for i in both if told and before.get(i) != now.get(i))),
     )
 
 
