@@ -8,7 +8,7 @@ from test_parity import GivenStep, float64, play  # noqa: F401
 from unpaired import losses, official
 from unpaired.method import Shape
 from unpaired.methods import augmented_cyclegan, bicyclegan, cyclegan, pix2pix, unit
-from unpaired.networks.unet import UNet
+from unpaired.networks.unet import BatchNorm, UNet
 
 
 class Parity:
@@ -316,13 +316,17 @@ class TestPix2Pix(Parity):
     def batch(self, index):
         return {"x_1": self.given(f"A.{index}"), "x_2": self.given(f"B.{index}")}
 
-    def test_forward(self):
+    def test_forward(self, monkeypatch):
         m, forward = self.method(), self.data["forward"]
         x, y = self.batch(0).values()
         m.eval()
-        golden.same(m.translate(x, 0, 1, None), forward["G_of_A.0_eval_mode"])
+        translated = m.translate(x, 0, 1, None)
+        with monkeypatch.context() as running_averages:
+            running_averages.setattr(BatchNorm, "forward", torch.nn.BatchNorm2d.forward)
+            golden.same(m.translate(x, 0, 1, None), forward["G_of_A.0_eval_mode"])
         m.train()
         golden.same(m.G(x), forward["G_of_A.0_training_mode"])
+        torch.testing.assert_close(translated[:1], m.G(x[:1]))
         label, pair = "D_of_A.0_and_B.0_training_mode.model", torch.cat([x, y], 1)
         for blocks, index in (1, 1), (2, 4), (3, 7), (4, 10), (5, 11):
             golden.same(first(m.D, blocks)(pair), forward[f"{label}.{index}"])
@@ -345,9 +349,10 @@ class TestPix2Pix(Parity):
             self.same_gradients(nets, gradients)
         golden.same(m.G(self.batch(0)["x_1"]), expected["fake_B"])
 
-    def test_training_and_test_mode(self):
+    def test_training_and_running_averages(self, monkeypatch):
         m = self.method()
         self.train(m, self.data["training"], adam(m, self.official_name))
+        monkeypatch.setattr(BatchNorm, "forward", torch.nn.BatchNorm2d.forward)
         out = m.eval().translate(self.batch(0)["x_1"], 0, 1, None)
         golden.same(out, self.data["training"]["eval_mode_output_for_A.0_after_last_step"], 1e-8)
 

@@ -13,11 +13,11 @@ Learns from pairs (x, y): G draws y from x, and D judges the two together. The o
 D sees patches of 70x70 pixels; its loss is halved, and G climbs log D instead (Sec. 3.3). The noise
 z is the dropout of the first three layers on the way up (Sec. 3.1, 6.1).
 
-At test time G is a function of x alone: no dropout, and BatchNorm by its running averages, so that
-one image has one translation, whatever else is in its batch. The paper leaves dropout on and takes
-the statistics of the test batch (Sec. 3.3); it found the noise to change little (Sec. 3.1).
+At test time BatchNorm takes the statistics of the image, as of a test batch of one (Sec. 3.3), and
+there is no dropout: one image has one translation, whatever else is in its batch. The paper leaves
+dropout on; it found that noise to change little (Sec. 3.1).
 
-Differences from the official code: the above; a moving average of the generator does the
+Differences from the official code: no dropout at test time; a moving average of the generator does the
 translating (theirs does not average; `train.ema=0` for theirs); the learning rate falls over
 fractions of the run (theirs: constant for 100 epochs, then to 0 in 100). Nothing else: without
 dropout, losses, gradients and updates agree with it to rounding (`tests/test_parity_family.py`).
@@ -45,10 +45,10 @@ class Config(MethodConfig):
 
     lambda_L1: float = Field(100.0, ge=0)  # weight of the distance from the true answer
     dropout: float = Field(0.5, ge=0, lt=1)  # in three layers of G, its only noise
-    dim: int = Field(64, ge=1)  # channels of G's first layer
-    levels: int = Field(8, ge=2)  # down to 1 pixel: 7 for 128 px, 6 for 64 px
-    d_dim: int = Field(64, ge=1)  # channels of D's first layer
-    d_layers: int = Field(3, ge=1)  # layers of D that halve
+    dim: int = Field(64, ge=1, le=4096)  # channels of G's first layer
+    levels: int = Field(8, ge=2, le=16)  # down to 1 pixel: 7 for 128 px, 6 for 64 px
+    d_dim: int = Field(64, ge=1, le=4096)  # channels of D's first layer
+    d_layers: int = Field(3, ge=1, le=16)  # layers of D that halve
 
 
 class Pix2Pix(Method):

@@ -6,9 +6,22 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unpaired.convolution import Conv2d, ConvTranspose2d
 from unpaired.networks.blocks import gaussian
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that in use takes the statistics of each image, as of a test batch of one (Isola et al., Sec. 3.3).
+
+    The running averages of published files are kept with it, and used by nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 class UNet(nn.Module):
@@ -27,14 +40,14 @@ class UNet(nn.Module):
         c_out: int,
         dim: int = 64,
         levels: int = 8,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        norm: Callable[[int], nn.Module] = BatchNorm,
         z_dim: int = 0,
         skip_last: bool = False,
     ) -> None:
         super().__init__()
         self.skip_last = skip_last
         self.widths = [dim * min(2**i, 8) for i in range(levels)]
-        bias = norm is not nn.BatchNorm2d  # which has a shift of its own
+        bias = norm is not BatchNorm  # which has a shift of its own
         bottom = levels - 1
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, (a, b) in enumerate(zip([c_in, *self.widths], self.widths, strict=False)):
