@@ -16,6 +16,7 @@ from unpaired.cli import main
 from unpaired.config import changes, load, nearest, override
 from unpaired.data.augment import View
 from unpaired.data.batches import to_device
+from unpaired.errors import ConfigProblem
 from unpaired.registry import find_method, method_card, method_names
 from unpaired.train import Trainer
 from unpaired.translator import metadata
@@ -99,6 +100,17 @@ def test_files_of_weights_are_found_from_anywhere(tmp_path, monkeypatch):
     run = tiny.run("munit", "method.vgg=v.safetensors")
     assert run.method.vgg == tmp_path / "v.safetensors"
     assert json.loads(metadata(run, ("x", "y"), 0)["config"])["method"]["vgg"] == "v.safetensors"
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_model_file_cannot_ask_for_networks_without_end(name):
+    """Every count and width has a bound: a file of a few bytes may name a million blocks."""
+    fields = find_method(name).Config.model_fields.items()
+    counts = {key for key, field in fields if field.annotation in (int, int | None)}
+    assert counts
+    for key in counts:
+        with pytest.raises(ConfigProblem, match=f"method.{key}: input should be less than"):
+            load(method={"name": name, key: 10**6})
 
 
 def test_files_of_weights_may_move():
@@ -270,7 +282,8 @@ def test_dates_that_are_none_are_words(tmp_path, capsys):
 
 def test_settings_may_be_longer_than_file_names(tmp_path, capsys):
     domains = ",".join(f"domain-{i:03d}" for i in range(100))
-    words = [*many("stargan_v2"), "--data", str(tmp_path), f"data.domains=[{domains}]"]
+    (tmp_path / "data").mkdir()
+    words = [*many("stargan_v2"), "--data", str(tmp_path / "data"), f"data.domains=[{domains}]"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 65
     assert "has no images" in capsys.readouterr().err
 

@@ -63,15 +63,15 @@ class Config(MethodConfig):
     lambda_A: float = Field(1.0, ge=0)  # weight of the cycle that begins in A
     lambda_B: float = Field(1.0, ge=0)  # of the one that begins in B
     lambda_z: float = Field(0.025, ge=0)  # of the reconstruction of the code z
-    z_dim: int = Field(16, ge=1)  # numbers in a code
-    dim: int = Field(32, ge=1)  # channels of both G's first layers
-    residuals: int = Field(3, ge=1)  # residual blocks of G
-    e_dim: int = Field(32, ge=1)  # channels of E_B's first layer
-    e_layers: int = Field(4, ge=1)  # of E_B, down to 4 pixels: 3 for 32 px
-    d_A_dim: int = Field(32, ge=1)  # channels of D_A's first layer
-    d_A_layers: int = Field(4, ge=1)  # of D_A, down to 4 pixels: 3 for 32 px
-    d_B_dim: int = Field(64, ge=1)  # channels of D_B's first layer
-    d_z_dim: int = Field(64, ge=1)  # width of D_z
+    z_dim: int = Field(16, ge=1, le=4096)  # numbers in a code
+    dim: int = Field(32, ge=1, le=4096)  # channels of both G's first layers
+    residuals: int = Field(3, ge=1, le=64)  # residual blocks of G
+    e_dim: int = Field(32, ge=1, le=4096)  # channels of E_B's first layer
+    e_layers: int = Field(4, ge=1, le=16)  # of E_B, down to 4 pixels: 3 for 32 px
+    d_A_dim: int = Field(32, ge=1, le=4096)  # channels of D_A's first layer
+    d_A_layers: int = Field(4, ge=1, le=16)  # of D_A, down to 4 pixels: 3 for 32 px
+    d_B_dim: int = Field(64, ge=1, le=4096)  # channels of D_B's first layer
+    d_z_dim: int = Field(64, ge=1, le=4096)  # width of D_z
 
 
 class AugmentedCycleGAN(Method):

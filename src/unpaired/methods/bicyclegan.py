@@ -55,13 +55,13 @@ class Config(MethodConfig):
     lambda_kl: float = Field(0.01, ge=0)  # of the code's divergence from N(0, I)
     lambda_latent: float = Field(0.5, ge=0)  # of the reconstruction of a random code
     conditional: bool = False  # both D see A beside B
-    z_dim: int = Field(8, ge=1)  # numbers in a code
-    dim: int = Field(64, ge=1)  # channels of G's first layer
-    levels: int = Field(8, ge=2)  # down to 1 pixel: 7 for 128 px, 6 for 64 px
-    e_dim: int = Field(64, ge=1)  # channels of E's first layer
-    e_blocks: int = Field(4, ge=1)  # down to 8 pixels: 3 for 128 px, 2 for 64 px
-    d_dim: int = Field(64, ge=2)  # channels of D's first layer
-    d_layers: int = Field(3, ge=1)  # 2 for 128 px
+    z_dim: int = Field(8, ge=1, le=4096)  # numbers in a code
+    dim: int = Field(64, ge=1, le=4096)  # channels of G's first layer
+    levels: int = Field(8, ge=2, le=16)  # down to 1 pixel: 7 for 128 px, 6 for 64 px
+    e_dim: int = Field(64, ge=1, le=4096)  # channels of E's first layer
+    e_blocks: int = Field(4, ge=1, le=16)  # down to 8 pixels: 3 for 128 px, 2 for 64 px
+    d_dim: int = Field(64, ge=2, le=4096)  # channels of D's first layer
+    d_layers: int = Field(3, ge=1, le=16)  # 2 for 128 px
 
 
 class BicycleGAN(Method):

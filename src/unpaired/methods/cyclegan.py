@@ -52,15 +52,16 @@ class Config(MethodConfig):
     lambda_cyc: float = Field(10.0, ge=0)  # weight of the cycle
     lambda_idt: float = Field(0.5, ge=0)  # times lambda_cyc; 0 where colours should change
     noise: bool = False  # many results: G sees a random map too
-    noise_grid: int = Field(8, ge=2)  # pixels a side of that map
+    noise_grid: int = Field(8, ge=2, le=1024)  # pixels a side of that map
     # Without F, as published generators come: translates x only, cannot train
     one_way: bool = False
-    pool: int = Field(50, ge=0)  # generated images of each domain that are remembered
-    dim: int = Field(64, ge=1)  # channels of G's first layer, twice as many after each halving
-    downsamplings: int = Field(2, ge=1)  # how often G halves an image
-    residuals: int = Field(9, ge=1)  # residual blocks of G: 6 for 128 px
-    d_dim: int = Field(64, ge=1)  # channels of D's first layer
-    d_layers: int = Field(3, ge=1)  # layers of D that halve
+    pool: int = Field(50, ge=0, le=10_000)  # generated images of each domain that are remembered
+    # Channels of G's first layer, twice as many after each halving
+    dim: int = Field(64, ge=1, le=4096)
+    downsamplings: int = Field(2, ge=1, le=8)  # how often G halves an image
+    residuals: int = Field(9, ge=1, le=64)  # residual blocks of G: 6 for 128 px
+    d_dim: int = Field(64, ge=1, le=4096)  # channels of D's first layer
+    d_layers: int = Field(3, ge=1, le=16)  # layers of D that halve
 
 
 class CycleGAN(Method):

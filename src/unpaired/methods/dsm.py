@@ -102,14 +102,15 @@ class Config(MethodConfig):
     alpha: float = Field(1.0, ge=0)  # the margin of L_smooth
     flow: bool = True  # splines; false: StarGAN v2's mapping network
     mirror: bool = False  # in x_a: for images that are as good mirrored
-    bins: int = Field(8, ge=2)  # of a spline
+    bins: int = Field(8, ge=2, le=256)  # of a spline
     bound: float = Field(5.0, gt=0)  # a spline bends numbers within [-bound, bound]
     apart: float = Field(1.0, ge=0)  # standard deviation of the domains' shifts at the start
-    style_dim: int = Field(64, ge=1)  # numbers in a style, components
-    mlp_dim: int = Field(512, ge=1)  # width of the network that makes the splines
-    d_dim: int = Field(256, ge=1)  # of D_s
-    width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
-    max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
+    style_dim: int = Field(64, ge=1, le=4096)  # numbers in a style, components
+    mlp_dim: int = Field(512, ge=1, le=4096)  # width of the network that makes the splines
+    d_dim: int = Field(256, ge=1, le=4096)  # of D_s
+    # Channels at full size times its side: 64 at 256 px ...
+    width: int = Field(2**14, ge=512, le=2**18)
+    max_dim: int = Field(512, ge=1, le=4096)  # ... doubling with each halving, up to this
 
 
 class DSM(Method):

@@ -59,15 +59,16 @@ class Config(MethodConfig):
     lambda_cyc: float = Field(0.0, ge=0)
     lambda_vgg: float = Field(0.0, ge=0)  # 1 for 512 px street scenes; needs `vgg`
     gan: Literal["lsgan", "nsgan"] = "lsgan"  # least squares, or the non-saturating loss
-    dim: int = Field(64, ge=1)  # channels of G's first layer, twice as many after each halving
-    style_dim: int = Field(8, ge=1)  # numbers in a style
+    # Channels of G's first layer, twice as many after each halving
+    dim: int = Field(64, ge=1, le=4096)
+    style_dim: int = Field(8, ge=1, le=4096)  # numbers in a style
     # Width of the network that turns a style into AdaIN's parameters
-    mlp_dim: int = Field(256, ge=1)
-    downsamplings: int = Field(2, ge=0)  # how often G halves an image
-    residuals: int = Field(4, ge=1)  # residual blocks of G, on each side
-    d_dim: int = Field(64, ge=1)  # channels of D's first layer
-    d_layers: int = Field(4, ge=1)  # layers of D, each halving
-    d_scales: int = Field(3, ge=1)  # sizes of an image that D judges
+    mlp_dim: int = Field(256, ge=1, le=4096)
+    downsamplings: int = Field(2, ge=0, le=8)  # how often G halves an image
+    residuals: int = Field(4, ge=1, le=64)  # residual blocks of G, on each side
+    d_dim: int = Field(64, ge=1, le=4096)  # channels of D's first layer
+    d_layers: int = Field(4, ge=1, le=16)  # layers of D, each halving
+    d_scales: int = Field(3, ge=1, le=8)  # sizes of an image that D judges
     vgg: File | None = None  # VGG-16 weights, made by `unpaired weights convert`
 
 

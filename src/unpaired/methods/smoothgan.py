@@ -67,11 +67,12 @@ class Config(MethodConfig):
     lambda_kl: float = Field(1.0, ge=0)  # of the styles' norm, at the end
     lambda_lpips: float = Field(0.0, ge=0)  # 1 in the paper's runs; needs `lpips`
     margin: float = Field(0.1, ge=0)  # of the triplet loss
-    latent_dim: int = Field(16, ge=1)  # numbers that F makes a style of
-    style_dim: int = Field(64, ge=1)  # numbers in a style
-    mlp_dim: int = Field(512, ge=1)  # width of F
-    width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
-    max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
+    latent_dim: int = Field(16, ge=1, le=4096)  # numbers that F makes a style of
+    style_dim: int = Field(64, ge=1, le=4096)  # numbers in a style
+    mlp_dim: int = Field(512, ge=1, le=4096)  # width of F
+    # Channels at full size times its side: 64 at 256 px ...
+    width: int = Field(2**14, ge=512, le=2**18)
+    max_dim: int = Field(512, ge=1, le=4096)  # ... doubling with each halving, up to this
     lpips: tuple[File, ...] = ()  # files of weights: a trunk (`features.*`), LPIPS's heads (`lin*`)
 
 

@@ -56,11 +56,12 @@ class Config(MethodConfig):
     lambda_ds: float = Field(1.0, ge=0)  # of diversity, at the start; 2 for AFHQ
     lambda_cyc: float = Field(1.0, ge=0)  # of the cycle
     lambda_reg: float = Field(1.0, ge=0)  # of R1
-    latent_dim: int = Field(16, ge=1)  # numbers that F makes a style of
-    style_dim: int = Field(64, ge=1)  # numbers in a style
-    mlp_dim: int = Field(512, ge=1)  # width of F
-    width: int = Field(2**14, ge=512)  # channels at full size times its side: 64 at 256 px ...
-    max_dim: int = Field(512, ge=1)  # ... doubling with each halving, up to this
+    latent_dim: int = Field(16, ge=1, le=4096)  # numbers that F makes a style of
+    style_dim: int = Field(64, ge=1, le=4096)  # numbers in a style
+    mlp_dim: int = Field(512, ge=1, le=4096)  # width of F
+    # Channels at full size times its side: 64 at 256 px ...
+    width: int = Field(2**14, ge=512, le=2**18)
+    max_dim: int = Field(512, ge=1, le=4096)  # ... doubling with each halving, up to this
 
 
 class StarGANv2(Method):

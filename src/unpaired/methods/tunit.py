@@ -65,7 +65,7 @@ SMALLEST = 32  # px, the least that C can halve five times
 class Config(MethodConfig):
     """The paper's settings, for 128 px."""
 
-    clusters: int = Field(10, ge=2)  # K, the number of pseudo-domains
+    clusters: int = Field(10, ge=2, le=10_000)  # K, the number of pseudo-domains
     labels: Literal["none", "some", "all"] = "none"  # unsupervised, semi-supervised, supervised
     training: Literal["joint", "separate"] = "joint"  # does C go on learning once G and D play?
     # Fractions of the run: C is alone until `first_stage` (0.325, or 0.175 where some images have
@@ -84,15 +84,16 @@ class Config(MethodConfig):
     normalise: bool = False
     # How many images of a batch G and D play with; all where it is not said. C needs many at once, as
     # mutual information is of a batch, and with G and D an image costs eight times as much.
-    gan_batch: int | None = Field(None, ge=2)
-    queue: int = Field(1024, ge=1)  # styles of earlier images that a style is contrasted with
-    style_dim: int = Field(128, ge=1)  # numbers in a style
+    gan_batch: int | None = Field(None, ge=2, le=2**16)
+    # Styles of earlier images that a style is contrasted with
+    queue: int = Field(1024, ge=1, le=2**16)
+    style_dim: int = Field(128, ge=1, le=4096)  # numbers in a style
     # Width of the network that turns a style into AdaIN's parameters
-    mlp_dim: int = Field(256, ge=1)
-    dim: int = Field(64, ge=1)  # of G; 32 from 256 px on
-    c_dim: int = Field(64, ge=1)  # channels of C's first layer
-    d_dim: int = Field(64, ge=1)  # 32 from 256 px on
-    d_max_dim: int = Field(1024, ge=1)  # the most channels of D
+    mlp_dim: int = Field(256, ge=1, le=4096)
+    dim: int = Field(64, ge=1, le=4096)  # of G; 32 from 256 px on
+    c_dim: int = Field(64, ge=1, le=4096)  # channels of C's first layer
+    d_dim: int = Field(64, ge=1, le=4096)  # 32 from 256 px on
+    d_max_dim: int = Field(1024, ge=1, le=4096)  # the most channels of D
 
     @model_validator(mode="before")
     @classmethod

@@ -54,13 +54,15 @@ class Config(MethodConfig):
     lambda_cyc: float = Field(10.0, ge=0)  # of the cycle
     lambda_kl_cyc: float = Field(0.01, ge=0)  # of that divergence after a translation
     gan: Literal["lsgan", "nsgan"] = "lsgan"  # least squares, or the non-saturating loss
-    dim: int = Field(64, ge=1)  # channels of G's first layer, twice as many after each halving
-    downsamplings: int = Field(2, ge=0)  # how often G halves an image
-    residuals: int = Field(4, ge=1)  # on each side of the code
-    shared: int = Field(0, ge=0)  # how many of them both domains share; 1 in the first version
-    d_dim: int = Field(64, ge=1)  # channels of D's first layer
-    d_layers: int = Field(4, ge=1)  # layers of D, each halving
-    d_scales: int = Field(3, ge=1)  # sizes of an image that D judges
+    # Channels of G's first layer, twice as many after each halving
+    dim: int = Field(64, ge=1, le=4096)
+    downsamplings: int = Field(2, ge=0, le=8)  # how often G halves an image
+    residuals: int = Field(4, ge=1, le=64)  # on each side of the code
+    # How many of them both domains share; 1 in the first version
+    shared: int = Field(0, ge=0, le=64)
+    d_dim: int = Field(64, ge=1, le=4096)  # channels of D's first layer
+    d_layers: int = Field(4, ge=1, le=16)  # layers of D, each halving
+    d_scales: int = Field(3, ge=1, le=8)  # sizes of an image that D judges
 
 
 class UNIT(Method):
