@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
+from unpaired.cli import main
 from unpaired.data.scenes import Scenes
+from unpaired.registry import find_method
 
 METHOD = '''
 """Colour transfer by one linear layer: a toy."""
@@ -69,3 +72,19 @@ def test_my_lab_cut(tmp_path):
         assert image.size == (16, 16)
     done = unpaired("train", "cut.yaml", "--out", "other", "method.dept=3")
     assert done.returncode == 2 and "depth" in done.stderr
+
+
+@pytest.mark.parametrize("name", [".x", "./cut.py", "my_lab..cut", "my-lab.cut"])
+def test_what_is_no_module_is_one_sentence(name, capsys):
+    assert main(["train", "--method", name, "--data", "scenes"]) == 2
+    said = capsys.readouterr().err
+    assert f"'{name}' is not the name of a module" in said and said.count("\n") == 1
+
+
+def test_the_folder_of_the_user_stays_off_the_path(tmp_path, monkeypatch):
+    (tmp_path / "lab_of_one").mkdir()
+    (tmp_path / "lab_of_one" / "cut.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert find_method("lab_of_one.cut").__name__ == "Cut"
+    assert sys.path == before

@@ -6,7 +6,9 @@ import ast
 import difflib
 import importlib
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from unpaired.errors import ConfigProblem
@@ -38,18 +40,23 @@ def method_card(name: str) -> dict[str, Any]:
 
 
 def find_method(name: str) -> type[Method]:
-    """The method class called `name`: "munit", or "my_lab.cut" for a file outside the repository."""
+    """The method class called `name`: "munit", or "my_lab.cut" for a file outside the repository.
+
+    A module outside is imported, and so its code is run: also where a config or a model file names it.
+    """
     from unpaired.method import Method
 
     if "." not in name and name not in method_names():
         near = difflib.get_close_matches(name.casefold(), method_names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(method_names())}."
-        raise ConfigProblem(f"method.name: there is no method '{name}': {hint}")
-    if "." in name and "" not in sys.path:
-        sys.path.insert(0, "")  # a file beside the user, as `python -c` would find it
+        raise ConfigProblem(f"method.name: there is no method {name!r}: {hint}")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigProblem(
+            f"method.name: {name!r} is not the name of a module: write my_lab.cut for my_lab/cut.py."
+        )
     module_name = name if "." in name else f"unpaired.methods.{name}"
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
     except ModuleNotFoundError as error:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigProblem(
@@ -67,3 +74,13 @@ def find_method(name: str) -> type[Method]:
         ):
             return value
     raise ConfigProblem(f"method.name: the module '{name}' defines no Method.")
+
+
+def imported(name: str) -> ModuleType:
+    """A module; one in a file beside the user is found as `python -c` would find it."""
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    finally:
+        with suppress(ValueError):  # it may have changed the path itself
+            sys.path.remove("")

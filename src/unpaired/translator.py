@@ -43,6 +43,10 @@ class NotFinite(DataProblem):
     """A model whose result is NaN or infinite."""
 
 
+class TooLarge(ConfigProblem):
+    """A size at which an image would have more pixels than are allowed."""
+
+
 class Translator:
     """Translates images between the domains of a model.
 
@@ -65,7 +69,11 @@ class Translator:
     def load(
         cls, path: str | PathLike[str], device: str | torch.device | None = None
     ) -> Translator:
-        """From a run folder or a model.safetensors. Raises `DataProblem` for a file that is not one of ours."""
+        """From a run folder or a model.safetensors, which may come from anyone: no code of it is run. That of a method
+        outside this package is imported by the name in the file, if it can be found from here.
+
+        Raises `DataProblem` for a file that is not one of ours.
+        """
         path = Path(path)
         file = path / "model.safetensors" if path.is_dir() else path
         if not file.exists():
@@ -323,7 +331,7 @@ class Translator:
         ratio = least / min(h, w)
         h, w = round(h * ratio), round(w * ratio)
         if h * w > TRAIN.max_pixels:
-            raise ConfigProblem(
+            raise TooLarge(
                 f"--size {least} would make this image {w} x {h} pixels: at most "
                 f"{TRAIN.max_pixels / 1e6:.3g} megapixels, so choose a smaller one."
             )
