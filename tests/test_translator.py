@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unpaired import Translator, pictures, train, translate
 from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
-from unpaired.data.intake import write_png
+from unpaired.data.intake import Limits, write_png
 from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem, DataProblem, StorageProblem
 from unpaired.heap import keep_freed
@@ -374,6 +374,34 @@ def test_strict_counts_every_file_that_ought_to_be_an_image(run, photo, tmp_path
     assert main([*words, "--out", str(tmp_path / "out")]) == 65
     assert "b.heic" in capsys.readouterr().out
     assert main([*words[:-1], "--out", str(tmp_path / "out")]) == 0
+
+
+def test_one_odd_image_does_not_end_the_others(run, tmp_path, monkeypatch, capsys):
+    """A panorama too large at the size that is asked for, and one whose pictures are not finite, are named."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, (h, w) in enumerate([(16, 16), (16, 16), (16, 16), (16, 300)]):
+        noise = np.random.default_rng(i).integers(0, 255, (h, w, 3), dtype=np.uint8)
+        write_png(folder / f"{i}.png", noise)
+    monkeypatch.setattr("unpaired.translator.TRAIN", Limits(max_pixels=4000))
+    odd = Translator.load(run).prepare(folder / "1.png")
+    contents = Translator.contents
+
+    def spoilt(t, x, source):
+        found = contents(t, x, source).clone()
+        found[(x == odd).flatten(1).all(1)] = float("nan")
+        return found
+
+    monkeypatch.setattr(Translator, "contents", spoilt)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    words = ["translate", str(run), "../in", "--to", "painted", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "Skipped" in line]
+    assert any("3.png" in line and "megapixels" in line for line in told)
+    assert any("1.png" in line and "not finite" in line for line in told) and len(told) == 2
+    assert {f.name[0] for f in (tmp_path / "out").glob("[0-9]*.png")} == {"0", "2"}
+    assert main([*words, "--strict"]) == 65
 
 
 def test_results_stay_apart_from_the_images(run, photo, tmp_path, capsys):

@@ -7,10 +7,10 @@ import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,24 +23,27 @@ from unpaired.errors import ConfigProblem, DataProblem
 from unpaired.heap import keep_freed
 from unpaired.pictures import enlarged, sheet, stack, to_images
 from unpaired.progress import say
-from unpaired.translator import Style, Translator, file_names, linspace, room
+from unpaired.translator import (
+    NotFinite,
+    Style,
+    TooLarge,
+    Translator,
+    file_names,
+    linspace,
+    room,
+)
 
 SHEET_ROWS = 24
 PENDING = 64  # pictures that wait to be written
 ALL = -1  # `--component all`
 Rows = list[list[Image.Image | None]]
+Way = tuple[int, int, Tensor | None]  # source, target, styles
+K = TypeVar("K")
 
 
 def translate_files(args: argparse.Namespace) -> int:
     """Translates `args.images`; returns 65 where no image, or with --strict not every image, could be read."""
-    if args.styles < 1 or args.steps < 2:
-        raise ConfigProblem("--styles needs at least 1 and --steps at least 2.")
-    if args.sweep and args.component is None:
-        raise ConfigProblem("--sweep needs --component K: which component of the style to move.")
-    if args.interpolate and (args.style_from or args.component is not None):
-        raise ConfigProblem(
-            "--interpolate says both styles by itself: leave --style-from and --component out."
-        )
+    check_options(args)
     if args.run.is_file() and (args.images / "model.safetensors").is_file():
         raise ConfigProblem(
             "The run comes first, then the image: unpaired translate RUN IMAGE --to DOMAIN."
@@ -60,29 +63,27 @@ def translate_files(args: argparse.Namespace) -> int:
     sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
     files = file_names(translator.domains)
     ways = {(to, k): request(translator, to, k, args) for to, k in sheets}
-    sources = {source for source, _, _ in ways.values()}
     bad: list[Path] = []
     done = 0
     if translator.device.type == "cpu":
         keep_freed()
     with Writer() as writer:
-        for group in groups(translator, inputs(args.images, out, bad), args.size, bad):
-            x = torch.cat([image for _, image in group])
-            contents = {source: translator.contents(x, source) for source in sources}
-            for (to, k), rows in sheets.items():
-                source, target, codes = ways[to, k]
-                pictures = translator.pictures(contents[source], x, target, codes)
-                each = len(pictures) // len(group)
+        found = groups(translator, inputs(args.images, out, bad), args.size, bad)
+        for group, made in translated(translator, found, ways, bad):
+            for (to, k), pictures in made.items():
+                each, rows = len(pictures) // len(group), sheets[to, k]
                 which = files[to] + way(k, args)
-                for (name, _), shown in zip(group, to_images(x), strict=True):
-                    outputs, pictures = pictures[:each], pictures[each:]
-                    for i, output in enumerate(outputs):
-                        writer.add(placed(out / f"{name}-{which}-{i:02d}.png"), output)
+                for i, one in enumerate(group):
+                    outputs = pictures[i * each : (i + 1) * each]
+                    for j, output in enumerate(outputs):
+                        writer.add(placed(out / f"{one.name}-{which}-{j:02d}.png"), output)
                     if len(rows) < SHEET_ROWS:
-                        rows.append([enlarged(shown), *map(enlarged, outputs)])
+                        rows.append([enlarged(to_images(one.x)[0]), *map(enlarged, outputs)])
             done += len(group)
     if not done:
-        raise DataProblem(f"No image of {escape(args.images)} can be read: see the lines above.")
+        raise DataProblem(
+            f"No image of {escape(args.images)} could be translated: see the lines above."
+        )
     for to in targets:
         pages = [
             sheet(rows, captions(args), f"to {to}" + ("" if k is None else f"   component {k}"))
@@ -97,6 +98,34 @@ def translate_files(args: argparse.Namespace) -> int:
             f"{'all' if done <= SHEET_ROWS else f'the first {SHEET_ROWS}'} on one sheet: {written}"
         )
     return DataProblem.exit_code if bad and args.strict else 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses options that mean nothing together; gives those that were not said their defaults."""
+    if args.sweep and args.component is None:
+        raise ConfigProblem("--sweep needs --component K: which component of the style to move.")
+    if args.interpolate and (args.style_from or args.component is not None):
+        raise ConfigProblem(
+            "--interpolate says both styles by itself: leave --style-from and --component out."
+        )
+    strip = args.interpolate or args.component is not None
+    if args.steps is not None and not strip:
+        raise ConfigProblem(
+            "--steps needs --interpolate A B or --component K: it counts the pictures on the way."
+        )
+    if args.styles is not None and (strip or args.style_from):
+        raise ConfigProblem(
+            "--styles counts random styles: leave it out with --style-from, --interpolate and --component."
+        )
+    if args.seed is not None and (args.interpolate or args.style_from):
+        raise ConfigProblem(
+            "--seed is of random styles: leave it out with --style-from and --interpolate (whose A and B may be seeds)."
+        )
+    for name, default in (("styles", 8), ("steps", 9), ("seed", 0)):
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if args.styles < 1 or args.steps < 2:
+        raise ConfigProblem("--styles needs at least 1 and --steps at least 2.")
 
 
 class Writer:
@@ -169,16 +198,15 @@ def inputs(path: Path, out: Path, bad: list[Path]) -> Iterator[tuple[Path, str]]
         raise ConfigProblem(
             f"--out {escape(out)} is the folder of the images: name another, so that results stay apart from them."
         )
-    results = out.resolve()
+    results, folder = out.resolve(), os.path.abspath(path)
     files, unusable = images_below(path)
     for skipped, reason in unusable:
-        say(f"Skipped: {escape(skipped)}: {reason}")
-        bad.append(skipped)
+        skip(f"{escape(skipped)}: {reason}", skipped, bad)
     taken: set[str] = set()
     for file in files:
         if file.resolve().is_relative_to(results):
             continue  # what an earlier call has written
-        name = short("-".join(file.relative_to(path.absolute()).with_suffix("").parts))
+        name = short("-".join(file.relative_to(folder).with_suffix("").parts))
         longer = f"{name}-{file.suffix[1:]}"
         names = itertools.chain((name, longer), (f"{longer}-{n}" for n in itertools.count(2)))
         name = next(n for n in names if n not in taken)
@@ -192,26 +220,35 @@ def short(name: str, most: int = 150) -> str:
     return name if len(os.fsencode(name)) <= most else f"{name[:30]}-{digest[:12]}"
 
 
+class Prepared(NamedTuple):
+    """An image to translate: its path, the stem of its results, and what the model sees (1, C, H, W)."""
+
+    path: Path
+    name: str
+    x: Tensor
+
+
 def groups(
     translator: Translator, files: Iterable[tuple[Path, str]], size: int | None, bad: list[Path]
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Names and images (1, C, H, W) that are worth rendering together; those that cannot be read are told, and go to
-    `bad`."""
-    group: list[tuple[str, Tensor]] = []
+) -> Iterator[list[Prepared]]:
+    """Images that are worth rendering together; those that cannot be used are told, and go to `bad`."""
+    group: list[Prepared] = []
     for path, name in files:
         try:
             image, odd = examine(path)
             x = translator.prepare(image, size)
         except BadImage as error:
-            say(f"Skipped: {error}")
-            bad.append(path)
+            skip(str(error), path, bad)
+            continue
+        except TooLarge as error:
+            skip(f"{escape(path)}: {error}", path, bad)
             continue
         if odd:
             say(f"{escape(path)}: {odd}; it is used.")
-        if group and x.shape != group[0][1].shape:
+        if group and x.shape != group[0].x.shape:
             yield group
             group = []
-        group.append((name, x))
+        group.append(Prepared(path, name, x))
         if len(group) >= room(x):
             yield group
             group = []
@@ -219,9 +256,39 @@ def groups(
         yield group
 
 
+def translated(
+    translator: Translator,
+    groups: Iterable[list[Prepared]],
+    ways: Mapping[K, Way],
+    bad: list[Path],
+) -> Iterator[tuple[list[Prepared], dict[K, list[Image.Image]]]]:
+    """Each group and its pictures of each way; an image whose pictures are not finite is told, and goes to `bad`."""
+    sources = {source for source, _, _ in ways.values()}
+    for group in groups:
+        x = torch.cat([image.x for image in group])
+        try:
+            contents = {source: translator.contents(x, source) for source in sources}
+            made = {
+                key: translator.pictures(contents[source], x, target, codes)
+                for key, (source, target, codes) in ways.items()
+            }
+        except NotFinite as error:
+            if len(group) > 1:
+                yield from translated(translator, ([image] for image in group), ways, bad)
+            else:
+                skip(f"{escape(group[0].path)}: {error}", group[0].path, bad)
+        else:
+            yield group, made
+
+
+def skip(reason: str, path: Path, bad: list[Path]) -> None:
+    say(f"Skipped: {reason}")
+    bad.append(path)
+
+
 def request(
     translator: Translator, to: str, component: int | None, args: argparse.Namespace
-) -> tuple[int, int, Tensor | None]:
+) -> Way:
     """Source, target and styles of what is asked for, the same for every image."""
     source, target = translator.direction(to, args.source)
     if args.interpolate:
