@@ -161,6 +161,7 @@ def test_lists(tmp_path: Path) -> None:
     }
     tabs = tmp_path / "table.tsv"
     tabs.write_text("1.png\tcat\nsub/3, b.png\tdog\nmissing.png\tdog\n", encoding="utf-8")
+    tabs = tabs.rename(tmp_path / "table.TSV")
     listing = scan(tabs)
     assert ids(listing)["train"] == {"cat": ["1.png"], "dog": ["sub/3, b.png"]}
     assert listing.skipped == (
@@ -174,6 +175,8 @@ def test_lists(tmp_path: Path) -> None:
         ("1.png,cat,tran\n", "tran in line 1 of .* is no split: write train, val or test"),
         ("1.png,cat,train,x\n", r"Line 1 of .* is not path\[,domain\[,split\]\]"),
         ("1.png,cat\n1.png,dog\n", "1.png in line 2 of .* is listed twice"),
+        ("1.png,cat\n./1.png,dog\n", "1.png in line 2 of .* is listed twice"),
+        ("1.png,cat\n" + 200_000 * "x", r"Line 2 of .* cannot be read as a list"),
         ("no.png\n", r"lists no image that exists \(1 do not\)"),
         ("", "lists no image that exists"),
     ],

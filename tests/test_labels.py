@@ -219,6 +219,8 @@ def test_refusals(tmp_path):
     refused(DataProblem, "Line 2 of .*another label", root, labels=str(table))
     table.write_text("a.png\n")
     refused(DataProblem, "has a label", root, labels=str(table))
+    table.write_text("a.png," + 200_000 * "x")
+    refused(DataProblem, "Line 1 of .*cannot be read", root, labels=str(table))
     refused(ConfigProblem, "leave data.labels out", root, method="munit", labels="folders")
     refused(ConfigProblem, "scenes", "scenes", labels=str(table))
 

@@ -324,6 +324,28 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         official.vgg16(tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize("held", [torch.zeros(3), [torch.zeros(3)], {"a": 1, "b": 2}, {1: 2}, 7])
+def test_a_file_without_named_tensors_is_refused(held, tmp_path):
+    path = tmp_path / "odd.pth"
+    torch.save(held, path)
+    for method in official.READERS:
+        with pytest.raises(DataProblem, match="odd.pth"):
+            official.read(method, [path])
+    with pytest.raises(DataProblem, match="odd.pth"):
+        official.vgg16(path)
+    if not isinstance(held, dict):
+        with pytest.raises(DataProblem, match="--lpips: .*odd.pth"):
+            official.read_weights(path, "--lpips")
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    held = {}
+    held["again"] = held
+    torch.save(held, tmp_path / "again.pt")
+    with pytest.raises(DataProblem, match="again.pt"):
+        official.read_pickle(tmp_path / "again.pt")
+
+
 @pytest.mark.parametrize("kind", ["imagenet", "caffe"])
 def test_vgg_weights(kind, tmp_path):
     net = VGG16(kind)

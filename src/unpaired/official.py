@@ -211,6 +211,9 @@ def read_pickle(path: Path) -> Any:
                         f"{path} is compressed inside, as published weights never are: it is refused."
                     )
         held = torch.load(path, map_location="cpu", weights_only=True)
+        whole = all(
+            x.untyped_storage().nbytes() >= x.numel() * x.element_size() for x in tensors_in(held)
+        )
     except DataProblem:
         raise
     except Exception as error:  # of a hostile file, anything
@@ -218,9 +221,8 @@ def read_pickle(path: Path) -> Any:
         raise DataProblem(
             f"{path} is not a file of plain tensors, so it is not read ({reason[:120]})."
         ) from None
-    for tensor in tensors_in(held):
-        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise DataProblem(f"{path} holds a tensor larger than its data: it is refused.")
+    if not whole:
+        raise DataProblem(f"{path} holds a tensor larger than its data: it is refused.")
     return held
 
 
@@ -231,6 +233,8 @@ def read_weights(path: Path, said: str) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors" and path.is_file():
         held = read_pickle(path)
+        if not isinstance(held, Mapping):
+            raise DataProblem(f"{said}: {path} holds no tensors by name: name a file of weights.")
     else:
         try:
             held = load_file(path)
@@ -304,6 +308,7 @@ def munit(files: Sequence[Path]) -> Imported:
     if (
         not isinstance(held, Mapping)
         or not {"a", "b"} <= held.keys()
+        or not isinstance(held["a"], Mapping)
         or "mlp.model.0.fc.weight" not in held["a"]
     ):
         raise DataProblem(
@@ -512,7 +517,9 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 def plain(path: Path, held: Any) -> dict[str, Tensor]:
     """Parameters by name, without the prefix that DataParallel leaves."""
-    if not isinstance(held, Mapping) or not all(isinstance(v, Tensor) for v in held.values()):
+    if not isinstance(held, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items()
+    ):
         raise DataProblem(
             f"{path} is not a file of one network's parameters: name a published one."
         )
@@ -571,6 +578,7 @@ def vgg16(path: Path) -> dict[str, Tensor]:
         for n, size in ((0, 2), (5, 2), (10, 3), (17, 3), (24, 3))
         for j in range(0, 2 * size, 2)
     ]
+    held = held if isinstance(held, Mapping) else {}
     theirs = [f"features.{n}" for n in places] if "features.0.weight" in held else names
     try:
         return {
@@ -578,7 +586,7 @@ def vgg16(path: Path) -> dict[str, Tensor]:
             for ours, name in zip(names, theirs, strict=True)
             for kind in ("weight", "bias")
         }
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, AttributeError):
         raise DataProblem(
             f"{path} does not hold VGG-16 (features.0.weight ... or conv1_1.weight ...)."
         ) from None

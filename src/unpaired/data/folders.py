@@ -530,15 +530,15 @@ def _read_list(path: Path) -> _Found:
         where = f"line {number} of {escape(path)}"
         if split.lower() not in SPLITS:
             raise DataProblem(f"{escape(split)} in {where} is no split: write train, val or test.")
-        split = SPLITS[split.lower()]
-        if name in seen:
-            if seen[name] != (domain, split):
+        split, same = SPLITS[split.lower()], os.path.normpath(path.parent / name)
+        if same in seen:
+            if seen[same] != (domain, split):
                 raise DataProblem(
                     f"{escape(name)} in {where} is listed twice, in different domains or splits; "
                     "remove one of the lines."
                 )
             continue
-        seen[name] = (domain, split)
+        seen[same] = (domain, split)
         file = path.parent / name
         try:
             info = os.stat(file)
@@ -562,21 +562,32 @@ def _read_list(path: Path) -> _Found:
 def _rows(
     path: Path, text: str, unlabelled: str = UNLABELLED
 ) -> Iterator[tuple[int, str, str, str]]:
-    reader = csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",")
-    for row in reader:
-        cells = [cell.strip() for cell in row]
+    for number, cells in _cells(path, text):
         if not any(cells) or cells[0].startswith("#"):
             continue
-        if reader.line_num == 1 and cells[0].lower() in ("path", "file", "filename", "image"):
+        if number == 1 and cells[0].lower() in ("path", "file", "filename", "image"):
             continue
         if len(cells) > 3 or not cells[0]:
             raise DataProblem(
-                f"Line {reader.line_num} of {escape(path)} is not path[,domain[,split]]; put a "
+                f"Line {number} of {escape(path)} is not path[,domain[,split]]; put a "
                 "path with commas between quotation marks."
             )
         domain = cells[1] if len(cells) > 1 and cells[1] else unlabelled
         split = cells[2] if len(cells) > 2 and cells[2] else "train"
-        yield reader.line_num, cells[0], domain, split
+        yield number, cells[0], domain, split
+
+
+def _cells(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each line."""
+    tabs = path.suffix.lower() == ".tsv"
+    reader = csv.reader(text.splitlines(), delimiter="\t" if tabs else ",")
+    try:
+        for row in reader:
+            yield reader.line_num, [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise DataProblem(
+            f"Line {reader.line_num} of {escape(path)} cannot be read as a list ({error}): mend it there."
+        ) from None
 
 
 # Labels.
