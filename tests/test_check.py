@@ -15,8 +15,19 @@ import pytest
 from odd_images import encode, picture
 from PIL import Image
 
+from unpaired.cli import main
+from unpaired.config import Data
 from unpaired.data import check as checking
-from unpaired.data.check import Report, check, outline, to_json, to_page, to_text
+from unpaired.data.check import (
+    MAX_BAD,
+    Report,
+    check,
+    check_command,
+    outline,
+    to_json,
+    to_page,
+    to_text,
+)
 from unpaired.data.folders import scan
 from unpaired.errors import ConfigProblem, DataProblem, NotWritable
 
@@ -72,7 +83,7 @@ def test_exact_copies_within_and_across(tmp_path: Path) -> None:
     assert leak.ids == ("trainA/3.png", "testA/seen.png") and leak.splits == ("test", "train")
     assert report.warnings[0].startswith("LEAK: trainA/3.png, testA/seen.png are the same in test")
     assert "trainA/2.png, trainB/from A.png are the same in A, B." in report.warnings
-    assert "1 images are the same as another of their domain and split." in report.warnings
+    assert "1 image is the same as another of their domain and split." in report.warnings
 
 
 @pytest.mark.parametrize("change", ["smaller", "larger", "recompressed", "brighter", "format"])
@@ -131,8 +142,9 @@ def test_unreadable_blank_tiny_and_narrow(tmp_path: Path) -> None:
     text = " ".join(report.warnings)
     assert "2 of 36 images cannot be read, as trainA/cut.png: the image is damaged" in text
     assert "2 images are blank: trainB/noise.png, trainB/white.png." in text
-    assert "1 images are very narrow or very wide: trainB/wide.png." in text
-    assert "1 files are skipped" in text and "HEIC" not in text
+    assert "1 image is very narrow or very wide: trainB/wide.png." in text
+    assert "1 file cannot be used (3% of all; training refuses above 5%, data.max_bad)" in text
+    assert "HEIC" not in text and MAX_BAD == Data().max_bad
     assert len(check(tmp_path, size=65).tiny) == 34  # all that can be read
 
 
@@ -142,10 +154,28 @@ def test_a_file_that_is_odd_and_used_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-12])
     report = check(tmp_path)
     assert report.odd == (("trainA/3.png", "the PNG lacks its end mark"),) and not report.unreadable
-    told = "1 images are used although odd, as trainA/3.png: the PNG lacks its end mark."
+    told = "1 image is used although odd, as trainA/3.png: the PNG lacks its end mark."
     assert told in report.warnings
     to_page(report, tmp_path.with_suffix(".html"))
     assert "Odd, and used" in tmp_path.with_suffix(".html").read_text()
+
+
+def test_one_folder_as_methods_without_labels_see_it(tmp_path: Path, capsys) -> None:
+    put(tmp_path, "one/1.png", photo(1))
+    put(tmp_path, "one/sub/2.png", photo(2))
+    words = ["data", "check", str(tmp_path / "one"), "--json"]
+    assert main(words) == 65
+    capsys.readouterr()
+    assert main([*words, "--unlabelled", "--size", "65"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"train": {"images": 2}} and told["tiny"] == ["1.png", "sub/2.png"]
+
+
+@pytest.mark.parametrize("layout, flag", [("unlabelled", "--unlabelled"), ("paired", "--paired")])
+def test_training_says_how_to_check_its_images(layout: str, flag: str) -> None:
+    said = check_command(["/my photos/a", "/b"], layout, follow_links=True)
+    assert said == f"unpaired data check '/my photos/a' /b {flag} --follow-links"
+    assert check_command(["/b"], "two_domains") == "unpaired data check /b"
 
 
 def test_a_folder_for_each_domain(tmp_path: Path) -> None:

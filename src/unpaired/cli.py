@@ -175,7 +175,13 @@ def data_check(args: argparse.Namespace) -> None:
     from unpaired.data.check import check, to_json, to_page, to_text
     from unpaired.data.folders import scan
 
-    report = check(scan(*args.dir, paired=args.paired, follow_links=args.follow_links))
+    images = scan(
+        *args.dir,
+        paired=args.paired,
+        subfolders=args.unlabelled,
+        follow_links=args.follow_links,
+    )
+    report = check(images, args.size)
     print(to_json(report) if args.json else to_text(report))
     if args.page:
         to_page(report, args.page)
@@ -479,8 +485,21 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="a folder in any layout, or one for each domain; nothing in it is changed",
     )
-    c.add_argument(
+    kind = c.add_mutually_exclusive_group()
+    kind.add_argument(
         "--paired", action="store_true", help="pairs: two folders with equal names, or A|B images"
+    )
+    kind.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="one folder with all below it, as tunit trains on it",
+    )
+    c.add_argument(
+        "--size",
+        type=int,
+        default=32,
+        metavar="PX",
+        help="the training size: smaller images are told (default 32)",
     )
     c.add_argument(
         "--follow-links",

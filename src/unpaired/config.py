@@ -74,7 +74,7 @@ class Data(Section):
     # GiB of decoded images that stay on this machine, for the next epoch and run; auto: 4, at most a
     # tenth of the free disk
     cache: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    # The share of unreadable images at which training refuses
+    # The share of images that cannot be used above which training refuses
     max_bad: float = Field(0.05, ge=0, le=1)
     count: int = Field(2000, ge=1)  # scenes of each domain
 

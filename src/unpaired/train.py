@@ -33,7 +33,7 @@ from unpaired.data.batches import (
     to_device,
 )
 from unpaired.data.cache import ImageCache
-from unpaired.data.check import outline
+from unpaired.data.check import check_command, outline
 from unpaired.data.datasets import Dataset, cache_training, open_dataset, training_labels
 from unpaired.data.folders import Fingerprint, compare
 from unpaired.data.intake import escape
@@ -355,7 +355,7 @@ class Trainer:
         dataset = open_dataset(run.data, layout, run.train.seed, self.report_bad, known)
         if (listing := dataset.listing) is None:
             return dataset
-        for sentence in outline(listing):
+        for sentence in outline(listing, run.data.max_bad):
             self.say(sentence)
         learned = run.method_class().supervision(run.method) != "none"
         now = listing.fingerprint(known, dataset.given if learned else {})
@@ -379,9 +379,10 @@ class Trainer:
         shares = [unusable / max(good + unusable, 1)]
         shares += [p.inspect() for p in dataset.splits["train"] if isinstance(p, FilePictures)]
         if max(shares) > run.data.max_bad:
+            to_look = check_command(listing.roots, layout, run.data.follow_links)
             raise DataProblem(
                 f"{max(shares):.0%} of the images in {listing.root} cannot be read, and data.max_bad allows "
-                f"{run.data.max_bad:.0%}: run `unpaired data check {listing.root}`, and mend or remove them."
+                f"{run.data.max_bad:.0%}: run `{to_look}`, and mend or remove them."
             )
         return dataset
 

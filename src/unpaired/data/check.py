@@ -16,6 +16,7 @@ import html
 import io
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ NARROW = 4.0  # longer over shorter side that deserves a look
 TINY = 32  # pixels of the shorter side, where the training size is not known
 UNEVEN = 3.0  # images of the largest domain over those of the smallest
 FEW = 100  # training images of a domain
+MAX_BAD = 0.05  # data.max_bad, unless the run says another
 MANY = 5  # such domains that are told one by one
 NEAR_BITS, NEAR_MEAN, NEAR_MOST = 10, 6.0, 40
 MAX_PAIRS = 2_000_000  # that may look alike before the search for near duplicates ends
@@ -99,13 +101,30 @@ class _Look(NamedTuple):
     odd: str = ""  # what is wrong with a file that can be read all the same
 
 
-def outline(listing: Listing) -> tuple[str, ...]:
-    """Sentences about what the listing alone shows: skipped files, few images, uneven domains."""
+def check_command(
+    roots: Iterable[str | os.PathLike[str]], layout: str, follow_links: bool = False
+) -> str:
+    """What to type to check the images of a run with a method of this layout."""
+    flag = {"paired": ["--paired"], "unlabelled": ["--unlabelled"]}.get(layout, [])
+    flag += ["--follow-links"] if follow_links else []
+    return shlex.join(["unpaired", "data", "check", *(escape(Path(r)) for r in roots), *flag])
+
+
+def outline(listing: Listing, max_bad: float = MAX_BAD) -> tuple[str, ...]:
+    """Sentences about what the listing alone shows: skipped files, few images, uneven domains.
+
+    max_bad: `data.max_bad` of the run.
+    """
     train = {domain: len(listing.paths("train", domain)) for domain in listing.domains}
     said = list(listing.notes)
     if listing.skipped:
         path, reason = listing.skipped[0]
-        said.append(f"{len(listing.skipped)} files are skipped, as {escape(path)}: {reason}.")
+        n = len(listing.skipped)
+        share = n / (n + len(listing.entries))
+        said.append(
+            f"{n} file{'s' * (n > 1)} cannot be used ({share:.0%} of all; training refuses above {max_bad:.0%}, "
+            f"data.max_bad), as {escape(path)}: {reason}."
+        )
     few = {d: n for d, n in train.items() if 0 < n < FEW}
     if len(few) > MANY:
         least = min(few, key=lambda d: few[d])
@@ -113,7 +132,10 @@ def outline(listing: Listing) -> tuple[str, ...]:
             f"{len(few)} domains have fewer than {FEW} training images, the fewest {escape(least)}: {few[least]}."
         )
     else:
-        said += [f"Domain {escape(d)} has only {n} training images." for d, n in few.items()]
+        said += [
+            f"Domain {escape(d)} has only {n} training image{'s' * (n > 1)}."
+            for d, n in few.items()
+        ]
     if train and max(train.values()) > UNEVEN * min(train.values()) > 0:
         most, least = max(train, key=lambda d: train[d]), min(train, key=lambda d: train[d])
         said.append(
@@ -295,9 +317,9 @@ def _warnings(report: Report, total: int) -> Iterator[str]:
         )
     if report.odd:
         name, reason = report.odd[0]
-        yield f"{len(report.odd)} images are used although odd, as {escape(name)}: {reason}."
+        yield f"{_are(len(report.odd))} used although odd, as {escape(name)}: {reason}."
     if report.blank:
-        yield f"{len(report.blank)} images are blank: {_some(report.blank)}."
+        yield f"{_are(len(report.blank))} blank: {_some(report.blank)}."
     for copies in report.copies:
         if len(copies.splits) == 1 and len(copies.domains) > 1:
             yield f"{_some(copies.ids)} are {_same(copies)} in {_some(copies.domains)}."
@@ -306,15 +328,19 @@ def _warnings(report: Report, total: int) -> Iterator[str]:
         groups = [c for c in within if c.kind == kind]
         if groups:
             extra = sum(len(c.ids) - 1 for c in groups)
-            yield f"{extra} images are {_same(groups[0])} as another of their domain and split."
+            yield f"{_are(extra)} {_same(groups[0])} as another of their domain and split."
     if report.tiny:
-        yield f"{len(report.tiny)} images are small and will be enlarged: {_some(report.tiny)}."
+        yield f"{_are(len(report.tiny))} small and will be enlarged: {_some(report.tiny)}."
     if report.narrow:
-        yield f"{len(report.narrow)} images are very narrow or very wide: {_some(report.narrow)}."
+        yield f"{_are(len(report.narrow))} very narrow or very wide: {_some(report.narrow)}."
 
 
 def _same(copies: Copies) -> str:
     return "the same" if copies.kind == "exact" else "nearly the same"
+
+
+def _are(n: int) -> str:
+    return f"{n} image is" if n == 1 else f"{n} images are"
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
