@@ -16,6 +16,7 @@ from unpaired.cli import main
 from unpaired.config import changes, load, nearest, override
 from unpaired.data.augment import View
 from unpaired.data.batches import to_device
+from unpaired.data.datasets import open_dataset
 from unpaired.errors import ConfigProblem
 from unpaired.registry import find_method, method_card, method_names
 from unpaired.train import Trainer
@@ -49,6 +50,8 @@ def many(name, *settings):
         (munit("data.size=[0, 0]"), 2, ["data.size", "8"]),
         (many("stargan_v2", "optim.default=1e-4"), 2, ["optim.default"]),
         (["train", "--method", "munit", "data.root=2024-13-45"], 2, ["2024-13-45"]),
+        (munit("data.domains=[1.5, 2]"), 2, ["data.domains", "double quotes"]),
+        (munit("train.steps=1.5e0"), 2, ["train.steps", "1.5"]),
         (munit("data.domains=[outline,"), 2, ["data.domains", "in quotes"]),
         (munit("preset=[a]"), 2, ["preset", "small"]),
         (munit("method.lambda_x=.inf"), 2, ["method.lambda_x", "finite"]),
@@ -158,6 +161,35 @@ def test_says_a_setting_in_one_way():
     assert (
         config.optimizer("G_1").weight_decay == 1e-4
     )  # what it does not say it takes from default
+
+
+def test_what_yaml_takes_for_another_kind():
+    words = ["train.steps=1e3", "method.queue=2e3", "data.domains=[0, 1]"]
+    config = load(None, words, method={"name": "tunit"})
+    assert (config.train.steps, config.method.queue) == (1000, 2000)
+    assert config.data.domains == ("0", "1")
+
+
+def test_a_tilde_is_the_home_of_the_user(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    data = load(None, ["data.root=[~/a, b]", "data.labels=~/l.csv"], method={"name": "munit"}).data
+    assert data.root == ("/home/ann/a", str(Path("b").absolute()))
+    assert data.labels == "/home/ann/l.csv"
+    assert load(method={"name": "munit", "vgg": "~/v"}).method.vgg == Path("/home/ann/v")
+
+
+def test_domains_of_digits(tmp_path):
+    for name in ("007", "8"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "a.png")
+    for word, missing in (("[8, 007]", "'7'.*007.*double quotes"), ('[8, "007"]', None)):
+        words = [f"data.root={tmp_path}", f"data.domains={word}"]
+        data = load(None, words, method={"name": "munit"}).data
+        if missing is None:
+            assert open_dataset(data, "two_domains").domains == ("8", "007")
+        else:
+            with pytest.raises(ConfigProblem, match=f"(?i){missing}"):
+                open_dataset(data, "two_domains")
 
 
 def test_strength_of_what_is_said(tmp_path):

@@ -15,25 +15,30 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+)
 from torch.overrides import TorchFunctionMode
 
 from unpaired.errors import ConfigProblem
-from unpaired.method import Method, MethodConfig, Shape
+from unpaired.method import Method, MethodConfig, Section, Shape
 from unpaired.registry import find_method
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+def whole_path(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def absolute(root: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
     """Folders by their whole path, so that a run goes on from anywhere; "scenes" are built in."""
     if root is None or root == "scenes":
         return root
-    return (
-        os.path.abspath(root) if isinstance(root, str) else tuple(os.path.abspath(r) for r in root)
-    )
+    return whole_path(root) if isinstance(root, str) else tuple(map(whole_path, root))
 
 
 def distinct(domains: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -43,10 +48,16 @@ def distinct(domains: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 def label_file(labels: str | None) -> str | None:
-    return labels if labels in (None, "folders") else os.path.abspath(labels)
+    return labels if labels in (None, "folders") else whole_path(labels)
+
+
+def folder_name(domain: Any) -> Any:
+    """YAML reads a folder's name of digits as a number."""
+    return str(domain) if type(domain) is int else domain
 
 
 Side = Annotated[int, Field(ge=8)]
+Domain = Annotated[str, BeforeValidator(folder_name)]
 
 
 class Data(Section):
@@ -55,7 +66,7 @@ class Data(Section):
     # A folder, a list, several folders, or scenes: docs/data.md
     root: Annotated[str | tuple[str, ...] | None, AfterValidator(absolute)] = None
     # Which domains, in which order; default: all that are found
-    domains: Annotated[tuple[str, ...] | None, AfterValidator(distinct)] = None
+    domains: Annotated[tuple[Domain, ...] | None, AfterValidator(distinct)] = None
     follow_links: bool = False  # also where links lead out of the folder
     size: Side | tuple[Side, Side] = 256  # side of the square crop, or (height, width)
     zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
@@ -399,6 +410,8 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
     key, said = ".".join([*prefix, *steps]), fault["input"]
     cut = isinstance(said, str) and said.startswith("[")  # by the shell, at a space
     remedy = f"put the list in quotes, as in '{key}=[a, b]'." if cut else "correct it."
+    if fault["type"] == "string_type" and not isinstance(said, list | dict):
+        remedy = "put it in double quotes, and on the command line the setting in single ones."
     return f"{key}: {message}, not {said!r}: {remedy}"
 
 

@@ -11,14 +11,14 @@ import sys
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from unpaired.errors import ConfigProblem
@@ -86,13 +86,32 @@ class Step:
         return self.draw(name, "permutation", (n,)).to(like.device, non_blocking=True)
 
 
-File = Annotated[Path, AfterValidator(lambda path: Path(os.path.abspath(path)))]  # from anywhere
+def whole_path(path: Path) -> Path:
+    """What is found from anywhere."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-class MethodConfig(BaseModel):
-    """Settings of a method; the defaults are the paper's."""
+File = Annotated[Path, AfterValidator(whole_path)]
+
+
+class Section(BaseModel):
+    """A section of a config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def counted(cls, said: Any, info: ValidationInfo) -> Any:
+        """1e3 is a count too: YAML reads it as text, of which the types mend fractions alone."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if kind in (int, int | None) and isinstance(said, str) and "e" in said.lower():
+            with suppress(ValueError):
+                return float(said)
+        return said
+
+
+class MethodConfig(Section):
+    """Settings of a method; the defaults are the paper's."""
 
     name: str = ""  # "munit", or "my_lab.cut" for a file outside the repository
 

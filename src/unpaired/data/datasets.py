@@ -179,8 +179,10 @@ def chosen(found: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...
     """The domains that are asked for, in their order; all that were found otherwise."""
     for domain in wanted or ():
         if domain not in found:
+            numbers = domain.isdigit() and any(name.startswith("0") for name in found)
+            zeros = " Double quotes keep zeros, as in 'data.domains=[\"007\"]'." if numbers else ""
             raise ConfigProblem(
-                f"data.domains: there is no domain '{domain}' in the data: {nearest(domain, found)}"
+                f"data.domains: there is no domain '{domain}' in the data: {nearest(domain, found)}{zeros}"
             )
     return tuple(wanted or found)
 
