@@ -226,6 +226,65 @@ def test_T04_T05_asked_to_stop_at_random(tmp_path, reference, number, code, time
     assert stopped > 0.7 * times
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("resume", [False, True])
+def test_T04_asked_to_stop_while_the_images_are_looked_through(
+    photos, tmp_path, capfd, number, code, resume
+):
+    """Which may take many minutes, and is done again all the same: so it ends soon, and nothing is lost."""
+    run, settings = tmp_path / "run", [f"data.root={photos}", "data.domains=null"]
+    if resume:
+        fit(run, *settings, "train.steps=2")
+    saved = RunFolder(run).steps()
+
+    def slow():
+        def reading(*args):
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+
+        train.open_dataset = reading
+
+    begun = time.monotonic()
+    assert wait(start(run, *settings, prepare=slow)) == code and time.monotonic() - begun < 20
+    said = capfd.readouterr().err
+    assert said == "Stopped before the first step.\n"
+    status = RunFolder(run).read_status()
+    assert (status["status"], status["exit_code"]) == ("preempted", code)
+    assert RunFolder(run).steps() == saved
+    assert wait(start(run, *settings)) == 0
+
+
+def test_T04_what_gives_way_to_nothing_is_what_it_was(tmp_path):
+    """A fresh start that is asked to stop before it has a step leaves the run that it was to replace."""
+    fit(tmp_path)
+    before = RunFolder(tmp_path).read_status()
+    pid = os.fork()
+    if not pid:
+        try:
+            train.open_dataset = lambda *args: os.kill(os.getpid(), signal.SIGTERM)
+            fit(tmp_path, fresh=True)
+        finally:
+            os._exit(0)
+    wait(pid)
+    assert RunFolder(tmp_path).read_status() == before
+    assert not (tmp_path / "earlier").exists() and RunFolder(tmp_path).newest()[0] == STEPS
+
+
+def test_T04_asked_to_stop_says_so_at_once(tmp_path, capfd):
+    pid = start(tmp_path, prepare=lambda: signalled("a save", 12, [signal.SIGTERM] * 2))
+    assert wait(pid) == 143
+    said = capfd.readouterr().err
+    assert said.count("Stopping after this step, and saving; Ctrl-C again") == said.count("\n") == 1
+
+
+def test_T04_asked_to_stop_before_the_first_step(tmp_path, reference):
+    """The state of step 0 is saved, no step is done."""
+    pid = start(tmp_path, prepare=lambda: signalled("a save", 6, [signal.SIGTERM]))
+    assert wait(pid) == 143
+    assert RunFolder(tmp_path).steps() == [0] and not (tmp_path / "log.jsonl").exists()
+    assert wait(start(tmp_path)) == 0 and weights(tmp_path) == reference[0]
+
+
 def test_T05_ctrl_c_twice_stops_at_once(tmp_path, reference):
     both = [signal.SIGINT, signal.SIGINT]
     pid = start(tmp_path, prepare=lambda: signalled("a save", 12, both, pause=0.05))

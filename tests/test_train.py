@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import pytest
 import tiny
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
 
 from unpaired import train
-from unpaired.checkpoint import RunFolder
+from unpaired.checkpoint import RunFolder, load_model
 from unpaired.config import Decay, load
-from unpaired.errors import ConfigProblem, Diverged
+from unpaired.errors import ConfigProblem, Diverged, Problem, StorageProblem
 from unpaired.method import Step
 from unpaired.methods.munit import MUNIT
 
@@ -59,6 +61,175 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     steps = [r["step"] for r in RunFolder(parts).read_log()]
     assert steps == sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+
+
+def tree(path):
+    """What a folder holds, but for its lock, which tells of its latest holder."""
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_run_without_checkpoints_is_not_written_over(tmp_path):
+    run = fit(tiny.run(steps=1), tmp_path / "x")
+    shutil.rmtree(run / "checkpoints")
+    before = tree(run)
+    with pytest.raises(ConfigProblem, match="checkpoints were removed.*--fresh"):
+        fit(tiny.run("munit", "train.seed=1", steps=1), run)
+    assert tree(run) == before
+    fit(tiny.run("munit", "train.seed=1", steps=1), run, fresh=True)
+    model = run / "model.safetensors"
+    assert before[model] == (run / "earlier" / model.name).read_bytes() != model.read_bytes()
+
+
+def test_no_run_begins_over_checkpoints_that_cannot_be_read(tmp_path):
+    run = fit(tiny.run(steps=2), tmp_path / "x")
+    for manifest in run.glob("checkpoints/*/manifest.json"):
+        manifest.write_text("{}")
+    model = (run / "model.safetensors").read_bytes()
+    with pytest.raises(StorageProblem, match="no checkpoint.*can be read"):
+        fit(tiny.run("munit", "train.seed=1", steps=1), run)
+    assert (run / "model.safetensors").read_bytes() == model
+    assert RunFolder(run).read_status()["status"] == "done"
+
+
+def test_a_start_that_was_killed_early_is_no_run(tmp_path):
+    """Its config is written first: it can simply be said again."""
+    (tmp_path / "config.yaml").write_text(tiny.run(steps=1).to_yaml())
+    assert RunFolder(fit(tiny.run(steps=1), tmp_path)).newest()[0] == 1
+
+
+def paint(root):
+    for i in range(8):
+        path = root / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (20 * i, 90, 200)).save(path)
+    return root
+
+
+def on(root, *overrides):
+    return tiny.run("munit", f"data.root={root}", "data.domains=null", *overrides, steps=1)
+
+
+def test_a_fresh_start_that_is_refused_moves_nothing(tmp_path):
+    run, images = fit(tiny.run(steps=1), tmp_path / "x"), paint(tmp_path / "images")
+    bad = paint(tmp_path / "bad")
+    (bad / "a" / "0.png").write_bytes(b"no image")
+    before = tree(run)
+    for config, words in (
+        (on(tmp_path / "typo"), {}),
+        (on(bad, "data.max_bad=0.01"), {}),
+        (on(images, "optim.E.lr=1"), {}),
+        (on(images), {"init": tmp_path / "nowhere"}),
+    ):
+        with pytest.raises(Problem):
+            fit(config, run, fresh=True, **words)
+        assert tree(run) == before
+    fit(on(bad, "data.max_bad=0.5"), run, fresh=True, init=run)
+    earlier = {
+        path.relative_to(run / "earlier"): data for path, data in tree(run / "earlier").items()
+    }
+    assert earlier == {path.relative_to(run): data for path, data in before.items()}
+    assert (run / "bad_files.jsonl").read_text().count("\n") == 1
+    assert RunFolder(run).read_status()["status"] == "done" and RunFolder(run).steps() == [0, 1]
+
+
+def test_a_run_does_not_lie_among_its_images(tmp_path):
+    images = paint(tmp_path / "images")
+    for out in (images, images / "runs" / "x", images / "a" / ".." / "x"):
+        with pytest.raises(ConfigProblem, match="among the images of .*another --out"):
+            fit(on(images), out)
+    with pytest.raises(ConfigProblem, match="among the images"):
+        fit(on([str(images / "a"), str(images / "b")]), images / "b" / "x")
+    assert sorted(p.name for p in images.iterdir()) == ["a", "b"]
+    fit(on(images), tmp_path / "images-2")
+
+
+@pytest.mark.parametrize("lost", ["mark", "model"])
+def test_the_best_is_kept_although_a_kill_came_before_its(lost, tmp_path, monkeypatch):
+    mark, export = RunFolder.mark_best, train.Trainer.export
+
+    def marking(self, step):
+        if step == 4 and lost == "mark":
+            raise KeyboardInterrupt
+        mark(self, step)
+
+    def exporting(self, name="model.safetensors"):
+        if self.step == 4 and lost == "model" and name == "model-best.safetensors":
+            raise KeyboardInterrupt
+        export(self, name)
+
+    figures = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train, "quick_validation", lambda *a: {"SWD": next(figures)})
+    config = tiny.run("munit", "train.evaluate_every=2", "train.keep=1", steps=6)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "mark_best", marking)
+        patch.setattr(train.Trainer, "export", exporting)
+        fit(config, tmp_path)
+    folder = RunFolder(tmp_path)
+    assert folder.newest()[0] == 4
+    fit(config, tmp_path, resume=True)
+    assert folder.best() == 4 and folder.steps() == [4, 6]
+    assert load_model(tmp_path / "model-best.safetensors")[1]["step"] == "4"
+
+
+def test_a_skipped_step_is_in_the_log_once(tmp_path, monkeypatch):
+    """Also where the run goes on from just before it."""
+    generate, play = MUNIT.generate, train.Trainer.play
+
+    def faulty(self, *args):
+        update = generate(self, *args)
+        return update._replace(loss=update.loss * math.nan) if args[-1].index == 2 else update
+
+    def killed(self, *args):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return play(self, *args)
+
+    monkeypatch.setattr(MUNIT, "generate", faulty)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Trainer, "play", killed)
+        fit(tiny.run(steps=4), tmp_path)
+    assert RunFolder(tmp_path).newest()[0] == 2
+    fit(tiny.run(steps=4), tmp_path, resume=True)
+    assert [r["step"] for r in RunFolder(tmp_path).read_log() if "skipped" in r] == [3]
+
+
+def test_going_back_is_in_the_log_once(tmp_path, monkeypatch):
+    """Also where a kill comes before it was saved."""
+    generate, save = MUNIT.generate, train.Trainer.save
+
+    def faulty(self, *args):
+        update = generate(self, *args)
+        return update._replace(loss=update.loss * math.nan) if args[-1].index == 2 else update
+
+    def killed(self, *args):
+        if self.rollbacks:
+            raise KeyboardInterrupt
+        return save(self, *args)
+
+    monkeypatch.setattr(train, "MAX_SKIPPED", 1)
+    monkeypatch.setattr(train, "MAX_ROLLBACKS", 1)
+    monkeypatch.setattr(MUNIT, "generate", faulty)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Trainer, "save", killed)
+        fit(tiny.run(steps=4), tmp_path)
+    with pytest.raises(Diverged):
+        fit(tiny.run(steps=4), tmp_path, resume=True)
+    log = RunFolder(tmp_path).read_log()
+    assert sum("rollback" in r for r in log) == 1
+
+
+def test_damaged_small_files_are_one_sentence(tmp_path):
+    run, images = tmp_path / "x", paint(tmp_path / "images")
+    fit(on(images), run)
+    whole = (run / "dataset.json").read_text()
+    for text in (whole[:20], "[]", "{}", "null"):
+        (run / "dataset.json").write_text(text)
+        with pytest.raises(StorageProblem, match="dataset.json is damaged.*delete it"):
+            fit(on(images).model_copy(update={"train": tiny.run(steps=2).train}), run, resume=True)
+    (run / "dataset.json").unlink()
+    (run / "metrics.json").write_text(whole[:20])  # nothing depends on the page
+    fit(on(images), run, resume=True)
+    assert RunFolder(run).read_status()["status"] == "done"
 
 
 def test_a_start_that_fails_leaves_its_reason(tmp_path):
@@ -137,7 +308,7 @@ def test_T18_a_step_that_is_not_finite_moves_nothing(tmp_path, monkeypatch):
     assert "x_1" in str(fault) and len(files) == 8
     assert all(torch.equal(v, spy.states[0][k]) for k, v in seen[0].items())
     skips = [r for r in RunFolder(tmp_path / "x").read_log() if "skipped" in r]
-    assert [r["step"] for r in skips] == [2] and skips[0]["files"] == files
+    assert [r["step"] for r in skips] == [3] and skips[0]["files"] == files
     _, tensors, _ = RunFolder(tmp_path / "x").newest()
     assert all(torch.isfinite(t).all() for t in tensors.values())
 
@@ -284,13 +455,29 @@ def test_training_goes_on_without_tensorboard(tmp_path, monkeypatch):
     assert sum("TensorBoard" in line and "No space" in line for line in said) == 1
 
 
-def test_tensorboard_gets_the_losses(tmp_path):
+def test_tensorboard_gets_the_losses_each_once(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
 
-    fit(tiny.run("munit", "train.tensorboard=true", steps=3), tmp_path)
+    def killed(self, *args):
+        if self.step == 3:
+            raise RuntimeError("DataLoader worker is lost. " if not lost else "killed")
+        return play(self, *args)
+
+    play, lost, closed = train.Trainer.play, [], []
+    close = SummaryWriter.close
+    monkeypatch.setattr(SummaryWriter, "close", lambda self: closed.append(1) or close(self))
+    restore = train.Trainer.restore
+    monkeypatch.setattr(train.Trainer, "restore", lambda self: lost.append(1) or restore(self))
+    config = tiny.run("munit", "train.tensorboard=true", steps=5)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(train.Trainer, "play", killed)
+        fit(config, tmp_path)
+    fit(config, tmp_path, resume=True)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [e.step for e in events.Scalars("loss/x_1")] == [1, 2, 3]
+    assert [e.step for e in events.Scalars("loss/x_1")] == [1, 2, 3, 4, 5]  # step 3 was done thrice
+    assert len(closed) == len(list((tmp_path / "tensorboard").iterdir())) == 3
 
 
 def test_precision_is_bf16_only_where_it_pays(monkeypatch):

@@ -32,11 +32,11 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -52,6 +52,8 @@ from unpaired.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FORMAT = 1  # of the checkpoint; older ones stay readable, newer ones are refused
 STATUSES = ("running", "done", "preempted", "diverged", "failed")
@@ -254,6 +256,11 @@ class RunFolder:
                     ) from problem
         raise StorageProblem(f"{self.checkpoints} has no checkpoint of step {step}")
 
+    def held(self) -> bool:
+        """Whether a run is here. A config alone is none: its start was ended before anything was made."""
+        made = os.path.lexists(self.model) or os.path.lexists(self.log)
+        return made or bool(self._folders() or self._folders(corrupt=True))
+
     def steps(self) -> list[int]:
         """The steps that have a checkpoint with a valid manifest, in rising order."""
         return sorted({step for step, _ in self._candidates({})})
@@ -261,12 +268,7 @@ class RunFolder:
     def best(self) -> int | None:
         """The step marked as best, or None. Raises `StorageProblem` if the mark is damaged."""
         path = self.path / "best.json"
-        try:
-            return int(json.loads(_read(path))["step"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageProblem(f"cannot read {path}: {error}; delete it") from error
+        return read_json(path, lambda mark: int(mark["step"])) if os.path.lexists(path) else None
 
     def mark_best(self, step: int) -> None:
         """From now on keep the checkpoint of `step`, whatever is rotated away."""
@@ -276,7 +278,7 @@ class RunFolder:
 
     def start_fresh(self) -> None:
         """Set the run aside, as a run of its own in a numbered folder within this one, to begin at step 0."""
-        if not (os.path.lexists(self.config) or self._folders() or self._folders(corrupt=True)):
+        if not (self.held() or os.path.lexists(self.config)):
             return
         aside = _unused(self.path / "earlier")
         try:
@@ -437,6 +439,18 @@ class RunFolder:
                 else:
                     with suppress(OSError):
                         os.unlink(left)
+
+
+def read_json(path: Path, parsed: Callable[[Any], T]) -> T:
+    """What `parsed` makes of a small file that a run keeps. Raises `StorageProblem` for one that is damaged."""
+    try:
+        return parsed(json.loads(_read(path)))
+    except OSError as error:
+        raise StorageProblem(f"cannot read {path}: {_reason(error, path)}; delete it") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageProblem(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy, or delete it"
+        ) from error
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from unpaired.errors import DataProblem, OutOfMemory, Problem, StorageProblem
+from unpaired.progress import say
 
 REMEDIES = {  # for words that nobody asked for
     "train": "; settings are written as key=value, such as train.steps=1000",
@@ -22,12 +23,21 @@ Command = Callable[[argparse.Namespace], int | None]
 def train(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import RunFolder
     from unpaired.config import changes, load
+    from unpaired.data.intake import escape
     from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
-    settings = [*args.settings, *(w for w in args.data or () if is_setting(w))]
-    args.data = [w for w in args.data or () if not is_setting(w)]
-    config = settings.pop(0) if settings and "=" not in settings[0] else None
+    data = args.data or []
+    configs = [w for w in (*args.settings, *data) if is_config(w)]
+    settings = [w for w in args.settings if w not in configs] + [w for w in data if is_setting(w)]
+    args.data = [w for w in data if not (is_setting(w) or w in configs)]
+    if len(configs) > 1:
+        raise ConfigProblem(
+            f"{escape(configs[0])} and {escape(configs[1])} are two configs: name one."
+        )
+    if not configs and settings and "=" not in settings[0]:
+        configs = [settings.pop(0)]  # which is told what it is
+    config = configs[0] if configs else None
     if args.resume:
         if config or args.method or args.data or args.init or args.preset or args.out or args.fresh:
             raise ConfigProblem(
@@ -47,8 +57,9 @@ def train(args: argparse.Namespace) -> None:
                 f"{args.resume} has done {done} steps already, and train.steps={run.train.steps} is fewer: say "
                 "train.steps=N with more."
             )
-        if done == run.train.steps:
-            print(f"All {done} steps are done already: say train.steps=N to go on.")
+        if done == run.train.steps and (folder.read_status() or {}).get("status") == "done":
+            say(f"All {done} steps are done already: say train.steps=N to go on.")
+            return
         fit(run, folder, resume=True, allow_dataset_change=args.allow_dataset_change)
         return
     base: dict[str, object] = {}
@@ -60,15 +71,18 @@ def train(args: argparse.Namespace) -> None:
         base["data"] = {"root": args.data[0] if len(args.data) == 1 else args.data}
     run = load(config, settings, **base)
     folder = RunFolder(args.out or unused(Path("runs"), run.method.name))
-    if folder.checkpoints.is_dir() and not (args.fresh or folder.steps()):
-        folder.newest()  # refuses where there are checkpoints and none can be read
-    print(f"Run folder: {folder.path}   page: {folder.path / 'index.html'}")
+    say(f"Run folder: {folder.path}   page: {folder.path / 'index.html'}")
     fit(run, folder, init=args.init, fresh=args.fresh)
 
 
 def is_setting(word: str) -> bool:
-    """`train.steps=10`, and not a folder with = in its name."""
-    return "=" in word and not os.path.exists(word)  # also where a name is too long to be one
+    """`train.steps=10`, and neither an option nor a folder with = in its name."""
+    known = word.startswith("-") or os.path.exists(word)  # also where a name is too long to be one
+    return "=" in word and not known
+
+
+def is_config(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) and not is_setting(word)
 
 
 def saved_config(run: Path) -> Path:
@@ -84,9 +98,11 @@ def saved_config(run: Path) -> Path:
 
 def unused(parent: Path, name: str) -> Path:
     """runs/munit, or runs/munit-2 where that is taken."""
+    from unpaired.checkpoint import RunFolder
+
     for n in range(1, 10_000):
         path = parent / (name if n == 1 else f"{name}-{n}")
-        if not (path / "config.yaml").exists():
+        if not RunFolder(path).held():
             return path
     raise AssertionError("ten thousand runs of one name")
 
@@ -106,7 +122,6 @@ def evaluate(args: argparse.Namespace) -> None:
 def domains(args: argparse.Namespace) -> None:
     from unpaired.domains import rename, report
     from unpaired.errors import ConfigProblem
-    from unpaired.progress import say
 
     data = [w for w in args.data or () if not is_setting(w)]
     settings = [w for w in (*args.settings, *(args.data or ())) if is_setting(w)]
@@ -119,8 +134,8 @@ def domains(args: argparse.Namespace) -> None:
         from unpaired.choose import choose
 
         out = args.out or Path("runs") / "choose"
-        print(choose(args.choose, data, settings, args.preset, out, say))
-        print(f"Written: {out / 'choose.html'}")
+        say(choose(args.choose, data, settings, args.preset, out, say))
+        say(f"Written: {out / 'choose.html'}")
         return
     if len(runs) != 1 or settings or args.out or args.preset:
         raise ConfigProblem(
@@ -131,17 +146,16 @@ def domains(args: argparse.Namespace) -> None:
         raise ConfigProblem("--name only names: leave --data and --labels out.")
     if args.name:
         for number, name in enumerate(rename(run, args.name), 1):
-            print(f"{number} {name}")
+            say(f"{number} {name}")
         if (run / "domains.html").is_file():
-            print(f"The page still shows the earlier names: unpaired domains {run} writes it anew.")
+            say(f"The page still shows the earlier names: unpaired domains {run} writes it anew.")
     else:
-        print(f"Written: {report(run, data, args.labels, say)}")
+        say(f"Written: {report(run, data, args.labels, say)}")
 
 
 def export(args: argparse.Namespace) -> None:
     from unpaired.data.intake import escape
     from unpaired.export import export
-    from unpaired.progress import say
 
     listing = export(args.run, args.out)
     example = quote(escape(listing.parent / "example.py"))
@@ -168,7 +182,7 @@ def report(args: argparse.Namespace) -> None:
     from unpaired.report import report
 
     report(args.runs, placed(args.out), args.data or ())
-    print(f"Written: {args.out}")
+    say(f"Written: {args.out}")
 
 
 def data_check(args: argparse.Namespace) -> None:
@@ -182,7 +196,7 @@ def data_check(args: argparse.Namespace) -> None:
         follow_links=args.follow_links,
     )
     report = check(images, args.size)
-    print(to_json(report) if args.json else to_text(report))
+    say(to_json(report) if args.json else to_text(report))
     if args.page:
         to_page(report, args.page)
         print(f"Page of the suspicious images: {args.page}", file=sys.stderr)
@@ -194,7 +208,7 @@ def methods(args: argparse.Namespace) -> None:
     if args.method:
         from unpaired.settings import reference
 
-        print(reference(args.method))
+        say(reference(args.method))
         return
     needs = {  # domains, pairs, labels
         "two_domains": ("2", "no", "domain"),
@@ -209,7 +223,7 @@ def methods(args: argparse.Namespace) -> None:
         rows.append((name, *needs[card["layout"]], card["outputs"], *published))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -223,7 +237,7 @@ def convert(args: argparse.Namespace) -> None:
         official.vgg16(args.file),
         {"network": "vgg16", "preprocessing": args.preprocessing},
     )
-    print(f"Written: {args.output}  (use it as method.vgg={args.output})")
+    say(f"Written: {args.output}  (use it as method.vgg={args.output})")
 
 
 def import_official(args: argparse.Namespace) -> None:
@@ -250,7 +264,7 @@ def import_official(args: argparse.Namespace) -> None:
     with torch.device("meta"):
         official.check(found, run.build(tuple(domains)), args.files)
     save_model(placed(output), found.tensors, metadata(run, domains, 0))
-    print(
+    say(
         f"Written: {args.output}  (use it as: unpaired translate {args.output} IMAGE --to {domains[1]})"
     )
 
@@ -325,7 +339,6 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--styles",
         type=int,
-        default=8,
         metavar="N",
         help="random styles for each image (default 8)",
     )
@@ -352,11 +365,10 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--steps",
         type=int,
-        default=9,
         metavar="N",
         help="pictures of an interpolation or a sweep (default 9)",
     )
-    c.add_argument("--seed", type=int, default=0, help="of the random styles (default 0)")
+    c.add_argument("--seed", type=int, metavar="N", help="of the random styles (default 0)")
     c.add_argument(
         "--size",
         type=int,
@@ -445,6 +457,12 @@ def parser() -> argparse.ArgumentParser:
         help="test images of equal name show the same thing: score against them",
     )
     c.add_argument("--seed", type=int, default=0, help="of styles and references (default 0)")
+    c.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write the figures (default: RUN/metrics.json, and the page of the run)",
+    )
 
     c = command(
         commands, "domains", domains, "look at the domains found without labels, and name them"

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from unpaired import page
-from unpaired.checkpoint import RunFolder, load_model, save_model, write_atomic
+from unpaired.checkpoint import RunFolder, load_model, read_json, save_model, write_atomic
 from unpaired.config import Data, load, nearest
 from unpaired.data.batches import Pictures
 from unpaired.data.datasets import open_dataset
@@ -32,6 +32,7 @@ MOST = 10_000  # images of a split that are looked at, evenly spread
 BATCH = 64
 TYPICAL = 12
 POINTS = 2000  # of the map
+MODELS = ("model.safetensors", "model-best.safetensors")  # of a run
 
 
 class Found(NamedTuple):
@@ -284,17 +285,19 @@ def confusion(measured: Mapping[str, Any], names: Sequence[str]) -> str:
 def saved_names(folder: Path) -> tuple[str, ...] | None:
     """The names that the domains of a run were given."""
     path = folder / "domains.json"
-    return tuple(json.loads(path.read_bytes())["names"]) if path.is_file() else None
+    return read_json(path, lambda record: tuple(record["names"])) if path.is_file() else None
 
 
 def rename(path: Path, words: Sequence[str]) -> tuple[str, ...]:
     """Names domains of a run, or of a model file alone, by `3=tabby` or `domain_3=tabby`; returns all names."""
+    if path.name in MODELS and path.is_file() and (path.parent / "config.yaml").is_file():
+        path = path.parent  # else its other files and its next steps keep the old names
     translator = finder(path)
     names = renamed(translator.domains, words)
     if path.is_dir():
         with RunFolder(path).lock():
-            models = [path / "model.safetensors", path / "model-best.safetensors"]
-            return write_names(path, [m for m in models if m.is_file()], names)
+            models = [path / name for name in MODELS if (path / name).is_file()]
+            return write_names(path, models, names)
     return write_names(None, [path], names)
 
 
@@ -328,7 +331,7 @@ def write_names(
 ) -> tuple[str, ...]:
     if folder:
         path = folder / "domains.json"
-        record = json.loads(path.read_bytes()) if path.is_file() else {}
+        record = read_json(path, dict) if path.is_file() else {}
         write_atomic(path, json.dumps(record | {"names": list(names)}, indent=1).encode())
     for model in models:
         tensors, about = load_model(model)

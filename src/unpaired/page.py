@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unpaired.checkpoint import RunFolder, write_atomic
+from unpaired.checkpoint import RunFolder, read_json, write_atomic
 from unpaired.config import Run
 from unpaired.errors import StorageProblem
 
@@ -43,8 +42,12 @@ def document(title: str, body: str, refresh: int = 0) -> str:
 
 
 def write(folder: RunFolder, run: Run, step: int, alive: bool) -> None:
-    """Writes the page anew; while the run is alive the page reloads itself."""
-    records = folder.read_log()
+    """Writes the page anew; while the run is alive the page reloads itself. Nothing depends on it: what cannot be read
+    is left out."""
+    try:
+        records = folder.read_log()
+    except StorageProblem:
+        records = []
     log = [r for r in records if "losses" in r]
     state = "training" if alive else ended(folder)
     parts = [
@@ -97,7 +100,14 @@ def figures(folder: RunFolder) -> str:
     path = folder.path / "metrics.json"
     if not path.is_file():
         return ""
-    measured = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return read_json(path, tables)
+    except StorageProblem:
+        return ""  # damaged: nothing depends on the page
+
+
+def tables(measured: Any) -> str:
+    """What metrics.json holds, as HTML."""
     if measured.get("format") != METRICS:
         return ""  # of an earlier version: evaluate again
     columns = measured["columns"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from unpaired import page
-from unpaired.checkpoint import RunFolder, write_atomic
+from unpaired.checkpoint import RunFolder, read_json, write_atomic
 from unpaired.data.batches import Pictures, middle, spread
 from unpaired.data.datasets import Dataset
-from unpaired.errors import ConfigProblem
+from unpaired.errors import Problem
 from unpaired.metrics.evaluation import metrics_file, model_file
 from unpaired.metrics.features import sha256
 from unpaired.metrics.images import open_images
@@ -80,7 +79,7 @@ def figures(models: Sequence[tuple[str, Translator]], runs: Sequence[Path]) -> s
     stale: dict[str, str] = {}
     for (name, _), run in zip(models, runs, strict=True):
         path = metrics_file(run)
-        measured = json.loads(path.read_bytes()) if path.is_file() else {}
+        measured = read_json(path, dict) if path.is_file() else {}
         if measured.get("format") != page.METRICS:  # none, or of an earlier version
             continue
         if measured["model"]["sha256"] != sha256(model_file(run)):
@@ -158,7 +157,7 @@ def samples(models: Sequence[tuple[str, Translator]], data: Dataset) -> Iterator
         for name, t in models:
             try:
                 shown += [one(name, t, source, target, inputs, references, train)]
-            except (ConfigProblem, ValueError) as problem:
+            except Problem as problem:
                 shown += [f"<p class=soft>{html.escape(name)}: {html.escape(str(problem))}</p>"]
         yield f"<h3>{html.escape(f'{source} to {target}')}</h3><div class=runs>{''.join(shown)}</div>"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -19,7 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from unpaired import alarms, page
-from unpaired.checkpoint import RunFolder, load_model, save_model, write_atomic
+from unpaired.checkpoint import RunFolder, load_model, read_json, save_model, write_atomic
 from unpaired.config import Optim, Run, Train, nearest
 from unpaired.data.augment import View
 from unpaired.data.batches import (
@@ -51,7 +53,7 @@ from unpaired.method import Batch, Method, Step
 from unpaired.metrics.table import METRICS
 from unpaired.metrics.validation import quick_validation
 from unpaired.networks.memory import checkpointed
-from unpaired.progress import Progress, say
+from unpaired.progress import Progress, on_terminal, say
 from unpaired.translator import metadata, sample_sheets
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells, `begin` tells
@@ -98,8 +100,6 @@ def train_step(
             fabric.backward(update.loss / len(rounds), inputs=params)
             for name, part in update.log.items():
                 log[name] = log.get(name, 0) + part.detach() / len(rounds)
-        if torch.distributed.is_initialized():
-            average_gradients(params)
         norms = {name: gradient_norm(net) for name, net in moved.items()}
         if not torch.stack(list(norms.values())).isfinite().all():  # the one wait of a move
             method.zero_grad()
@@ -136,16 +136,6 @@ def gradient_norm(params: Sequence[Tensor]) -> Tensor:
     """The norm of a network's gradient, not waited for."""
     norms = torch._foreach_norm([p.grad for p in params if p.grad is not None])
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def average_gradients(params: Sequence[Tensor]) -> None:
-    """The mean of each gradient over the processes, in one flat all-reduce."""
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = torch._utils._flatten_dense_tensors(grads)
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for grad, mean in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
-        grad.copy_(mean)
 
 
 def build_optimizers(method: Method, run: Run) -> dict[str, torch.optim.Optimizer]:
@@ -201,20 +191,26 @@ def fit(
     resume: go on from the newest checkpoint. init: start from the networks of that run. fresh: set what the folder
     holds aside and begin anew. allow_dataset_change: resume although the images are not those of the start.
     """
+    stay_apart(run, folder)
     folder.create()
     with folder.lock(), signals() as asked:
-        if fresh:
-            folder.start_fresh()
-        elif not resume and folder.steps():
-            raise ConfigProblem(
-                f"{folder.path} holds a run already: go on with it by --resume {quote(str(folder.path))}, choose "
-                "another --out, or begin anew by --fresh, which sets it aside."
-            )
-        trainer = Trainer(run, folder, say)
-        lost, reached, begun = 0, -1, False
+        held = folder.held()
+        if held and not (resume or fresh):
+            keep(folder)
+        trainer = Trainer(run, folder, say, held and fresh)
+        lost, reached = 0, -1
+
+        def ended(kind: str, reason: str, code: int | None = None) -> None:
+            if (
+                asked.begun or not held
+            ):  # a run that is refused to go on, or to give way, is what it was
+                trainer.status(kind, reason, code)
+
         try:
             trainer.begin(resume, init, allow_dataset_change)
-            begun = True
+            if fresh:  # nothing was wrong with the new run
+                trainer.set_aside()
+            asked.begun = True
             while True:
                 try:
                     trainer.train(asked)
@@ -238,23 +234,48 @@ def fit(
                     trainer.restore()
         except Stopped as stop:
             raise SystemExit(stop.code) from None
-        except SystemExit as stop:  # the second Ctrl-C
-            trainer.status("preempted", "stopped at once, without saving", 130)
+        except SystemExit as stop:  # a signal before training, or the second Ctrl-C
+            if asked.begun or resume or not held:
+                trainer.status("preempted", "stopped at once, without saving", int(stop.code or 0))
             raise stop
         except Problem as problem:
             kind = "diverged" if isinstance(problem, Diverged) else "failed"
-            if begun or not resume:  # what refuses to go on is what it was
-                trainer.status(kind, str(problem), problem.exit_code)
+            ended(kind, str(problem), problem.exit_code)
             raise
         except Exception as error:
             if not ran_out_of_memory(error):
-                trainer.status("failed", repr(error))
+                ended("failed", repr(error))
                 raise
             no_memory = OutOfMemory(
                 f"Out of memory at step {trainer.step}: {less_memory(run)}. The last checkpoint is intact."
             )
-            trainer.status("failed", str(no_memory), no_memory.exit_code)
+            ended("failed", str(no_memory), no_memory.exit_code)
             raise no_memory from None
+
+
+def stay_apart(run: Run, folder: RunFolder) -> None:
+    """Refuses a run folder among the images: its samples would be images of the data from then on."""
+    root = run.data.root
+    for top in () if root in (None, "scenes") else (root,) if isinstance(root, str) else root:
+        if Path(top).is_dir() and folder.path.resolve().is_relative_to(Path(top).resolve()):
+            raise ConfigProblem(
+                f"The run folder {escape(folder.path)} lies among the images of {escape(top)}, and would become a part "
+                "of them: choose another --out, or move a run that is there already."
+            )
+
+
+def keep(folder: RunFolder) -> None:
+    """Refuses to begin over a run."""
+    if not folder.steps():
+        folder.newest()  # refuses where there are checkpoints and none can be read
+        raise ConfigProblem(
+            f"{folder.path} holds a run, whose checkpoints were removed: choose another --out, or begin anew by "
+            "--fresh, which sets it aside."
+        )
+    raise ConfigProblem(
+        f"{folder.path} holds a run already: go on with it by --resume {quote(str(folder.path))}, choose "
+        "another --out, or begin anew by --fresh, which sets it aside."
+    )
 
 
 def less_memory(run: Run) -> str:
@@ -281,12 +302,19 @@ class Stopped(Exception):
 class Trainer:
     """The state of one run: method, optimizers, data and where it stands."""
 
-    def __init__(self, run: Run, folder: RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: Run, folder: RunFolder, say: Callable[[str], None], guest: bool = False
+    ) -> None:
         self.run, self.folder, self.say = run, folder, say
+        self.guest = (
+            guest  # the folder still holds another run: nothing is written before `set_aside`
+        )
+        self.bad: list[str] = []  # lines of bad_files.jsonl that are not written yet
         self.step = max(folder.steps(), default=0)
         self.skipped = self.failed_saves = 0
         self.rollbacks = self.shift = 0  # the batches of `step` are those of step + shift
         self.history: list[dict[str, Any]] = []  # the log
+        self.contents: Fingerprint | None = None  # what the images are
         self.cache: ImageCache | None = None
         self.paged = 0.0  # when the page was written
 
@@ -348,10 +376,16 @@ class Trainer:
             self.method.train()
         prepare(self.method, run.train)
 
+    def set_aside(self) -> None:
+        """Takes the folder from the run that it holds."""
+        self.folder.start_fresh()
+        self.guest, self.step = False, 0
+        self.write_bad()
+
     def open(self, layout: str, unchanged: bool) -> Dataset:
         """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""
         run, path = self.run, self.folder.path / "dataset.json"
-        known = Fingerprint.from_json(json.loads(path.read_bytes())) if path.is_file() else None
+        known = read_json(path, Fingerprint.from_json) if path.is_file() else None
         dataset = open_dataset(run.data, layout, run.train.seed, self.report_bad, known)
         if (listing := dataset.listing) is None:
             return dataset
@@ -364,7 +398,7 @@ class Trainer:
                 f"The images in {listing.root} are not those that the run began with ({changes}): bring them back, or "
                 "say --allow-dataset-change to go on with them."
             )
-        write_atomic(path, json.dumps(now.to_json()).encode())
+        self.contents = now
         self.cache = cache_training(run.data, dataset, now)
         for domain, p in zip(dataset.domains, dataset.splits["train"], strict=False):
             if not len(p):
@@ -389,12 +423,21 @@ class Trainer:
     # Training ------------------------------------------------------------------------------------
 
     def train(self, asked: Sequence[int]) -> None:
+        with self.tensorboard() as write:
+            self.go_on(asked, write)
+
+    def go_on(self, asked: Sequence[int], write: Callable[[Mapping[str, Any]], None]) -> None:
+        """From the present step to the last."""
         run, folder = self.run, self.folder
-        write = self.tensorboard()
+        if self.contents:
+            text = json.dumps(self.contents.to_json())
+            write_atomic(folder.path / "dataset.json", text.encode())
         write_atomic(folder.path / "config.yaml", run.to_yaml().encode())
         if self.step == 0:
             self.save()
-            self.sample()
+            if not asked:
+                self.sample()
+        self.heed(asked)
         self.status("running")
         workers = self.workers()
         view = View.of(run.data)
@@ -420,15 +463,19 @@ class Trainer:
                 due = self.step % run.train.save_every == 0 and not self.skipped
                 if due or self.step == run.train.steps or asked or best:
                     self.save(best)
-                if asked and self.step < run.train.steps:
-                    self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
-                    self.say(
-                        f"Stopped at step {self.step}; go on with: unpaired train --resume {quote(str(folder.path))}"
-                    )
-                    raise Stopped(128 + asked[0])
+                self.heed(asked)
         self.export()
         self.status("done", code=0)
         progress.done()
+
+    def heed(self, asked: Sequence[int]) -> None:
+        """Ends a run that was asked to stop, and has saved."""
+        if asked and self.step < self.run.train.steps:
+            self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
+            self.say(
+                f"Stopped at step {self.step}; go on with: unpaired train --resume {quote(str(self.folder.path))}"
+            )
+            raise Stopped(128 + asked[0])
 
     def play(self, batch: dict[str, Tensor], files: Sequence[str]) -> dict[str, Tensor]:
         """One round of the game at the present step; a non-finite move ends the round and is counted."""
@@ -465,9 +512,10 @@ class Trainer:
             for now, before in zip(self.buffers, buffers, strict=True):
                 now.copy_(before)
         self.skipped += 1
-        self.note({"step": self.step, "skipped": str(fault), "files": list(files)})
+        step = self.step + 1  # as its losses would have: a checkpoint of `self.step` is without it
+        self.note({"step": step, "skipped": str(fault), "files": list(files)})
         self.say(
-            f"Step {self.step} is skipped: {fault} is not finite. Images: {', '.join(map(escape, files[:8]))}"
+            f"Step {step} is skipped: {fault} is not finite. Images: {', '.join(map(escape, files[:8]))}"
         )
         if self.skipped >= MAX_SKIPPED:
             self.step += 1  # this batch is over too
@@ -484,30 +532,33 @@ class Trainer:
         skips = [r for r in self.history if "skipped" in r]
         self.restore()
         self.rollbacks, self.shift, self.skipped = rollbacks + 1, shift + reached - self.step, 0
-        for record in skips:  # they stay in the log, at the step gone back to
-            if record["step"] > self.step:
-                self.note({**record, "step": self.step, "at": record["step"]})
+        lost = [r for r in skips if r["step"] > self.step]
         text = (
             f"{fault}: back from step {reached} to {self.step}, with other batches and half the learning rate "
             f"({self.rollbacks} of {MAX_ROLLBACKS} times). If it comes again, lower optim.default.lr and look at the "
             "images."
         )
-        self.note({"step": self.step, "rollback": text})
         self.say(text)
         self.save()
+        for record in lost:  # they stay in the log, at the step gone back to
+            self.note({**record, "step": self.step, "at": record["step"]})
+        self.note({"step": self.step, "rollback": text})  # once saved: else a kill brings it twice
 
     def evaluate(self) -> bool:
         """Quick figures of the averaged networks on validation images; whether they are the best so far."""
         figures = quick_validation(self.method.translator(), self.validation())
         figures = {k: v for k, v in figures.items() if math.isfinite(v)}
         self.method.train()
-        name = self.run.train.best
-        before = [r["figures"].get(name) for r in self.history if "figures" in r]
-        earlier = [value for value in before if value is not None]
         self.note({"step": self.step, "figures": {k: round(v, 6) for k, v in figures.items()}})
         self.listen()
+        return self.best() == self.step
+
+    def best(self) -> int | None:
+        """The step whose figures are the best in the log, of equal ones the first."""
+        name = self.run.train.best
         sign = 1 if METRICS[name].better == "higher" else -1
-        return name in figures and all(sign * figures[name] > sign * value for value in earlier)
+        known = [r for r in self.history if "figures" in r and r["figures"].get(name) is not None]
+        return max(known, key=lambda r: sign * r["figures"][name])["step"] if known else None
 
     def validation(self) -> list[Tensor]:
         """The middles of some validation images of each domain, of training images where there are none."""
@@ -583,14 +634,17 @@ class Trainer:
             self.folder.save(self.step, tensors, state, keep=self.run.train.keep)
             self.export()
             if best:
-                self.folder.mark_best(self.step)
-                self.export("model-best.safetensors")
+                self.keep_best()
             self.failed_saves = 0
         except StorageProblem as problem:
             self.failed_saves += 1
             self.say(f"Checkpoint {self.step} was not written, the earlier ones stay: {problem}")
             if self.failed_saves >= MAX_FAILED_SAVES:
                 raise
+
+    def keep_best(self) -> None:
+        self.folder.mark_best(self.step)
+        self.export("model-best.safetensors")
 
     def export(self, name: str = "model.safetensors") -> None:
         """The file that translates: the averaged networks, with all that is needed to use them."""
@@ -635,6 +689,8 @@ class Trainer:
             o.load_state_dict({"state": states, "param_groups": o.state_dict()["param_groups"]})
         self.folder.truncate_log(self.step)
         self.history = self.folder.read_log()
+        if self.best() == self.step:  # a kill may have come between its checkpoint and its mark
+            self.keep_best()
 
     def compare_domains(self, state: Mapping[str, Any]) -> None:
         """Refuses domains or labels of other names, or in another order: the networks would change sides."""
@@ -707,18 +763,20 @@ class Trainer:
         page.write(self.folder, self.run, self.step, alive)
         self.paged = time.monotonic()
 
-    def tensorboard(self) -> Callable[[Mapping[str, Any]], None]:
+    @contextmanager
+    def tensorboard(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """A writer of the log's records for TensorBoard, where it is asked for."""
         if not self.run.train.tensorboard:
-            return lambda record: None
+            yield lambda record: None
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigProblem(
                 "train.tensorboard needs the extra `log`: in the checkout, pip install -e '.[log]'."
             ) from None
-        writer = SummaryWriter(str(self.folder.path / "tensorboard"))
-
+        folder = str(self.folder.path / "tensorboard")
+        writer = SummaryWriter(folder, purge_step=self.step + 1)  # later ones are made again
         told: list[str] = []
 
         def write(record: Mapping[str, Any]) -> None:
@@ -733,16 +791,29 @@ class Trainer:
                     )
                 told.append(str(error))
 
-        return write
+        try:
+            yield write
+        finally:
+            with suppress(OSError):
+                writer.close()
 
     def report_bad(self, path: Path, reason: str) -> None:
         bad = self.folder.path / "bad_files.jsonl"
-        if bad.exists() and json.dumps(str(path)) in bad.read_text(encoding="utf-8"):
+        known = not self.guest and bad.exists()
+        if known and json.dumps(str(path)) in bad.read_text(encoding="utf-8"):
             return
         self.say(f"Bad image, another stands in: {reason}")
+        self.bad.append(json.dumps({"path": str(path), "reason": reason}) + "\n")
+        if not self.guest:
+            self.write_bad()
+
+    def write_bad(self) -> None:
+        bad, lines, self.bad = self.folder.path / "bad_files.jsonl", self.bad, []
+        if not lines:
+            return
         try:
             with open(bad, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"path": str(path), "reason": reason}) + "\n")
+                file.writelines(lines)
         except OSError as error:
             self.say(f"{bad} was not written: {error}.")
 
@@ -761,10 +832,16 @@ def load_tensors(method: Method, tensors: Mapping[str, Tensor]) -> None:
     method.load_state_dict(state)
 
 
+class Asked(list[int]):
+    """The signals that asked to stop, in their order."""
+
+    begun = False  # whether there are steps to save: before, a signal ends the run at once
+
+
 @contextmanager
-def signals() -> Iterator[list[int]]:
+def signals() -> Iterator[Asked]:
     """Collects SIGTERM, SIGINT and SIGHUP; the step is finished and saved first. A second Ctrl-C stops at once."""
-    asked: list[int] = []
+    asked = Asked()
     last = [0.0]
 
     def handle(number: int, frame: object) -> None:
@@ -772,6 +849,14 @@ def signals() -> Iterator[list[int]]:
             raise SystemExit(130)
         last[0] = time.monotonic()
         asked.append(number)
+        if len(asked) > 1:
+            return
+        if not asked.begun:
+            answer("Stopped before the first step.")
+            raise SystemExit(128 + number)
+        answer(
+            "Stopping after this step, and saving; Ctrl-C again within two seconds stops at once."
+        )
 
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
@@ -782,6 +867,13 @@ def signals() -> Iterator[list[int]]:
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
+
+
+def answer(line: str) -> None:
+    """A line from within a signal's handler, where `print` may be under way already."""
+    with suppress(AttributeError, OSError, ValueError):  # no stderr, or one that is closed
+        line = f"\n{line}\n" if on_terminal() else f"{line}\n"  # after the line of progress
+        os.write(sys.stderr.fileno(), line.encode())
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -73,8 +73,9 @@ def evaluate(
     paired: bool = False,
     seed: int = 0,
     say: Say = say,
+    out: str | PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Measures a run folder or a model.safetensors; returns what it writes (`metrics_file`).
+    """Measures a run folder or a model.safetensors; returns what it writes to `out` (default: `metrics_file`).
 
     data: other images than the run's, with its domains. protocol: quick, munit, starganv2 or tunit. features: files of
     SqueezeNet 1.1 or Inception-v3, or "inception" to fetch it. lpips: files of a trunk and of heads. paired: held-out
@@ -87,7 +88,7 @@ def evaluate(
     translator = Translator.load(run)
     path = Path(run)
     folder = RunFolder(path) if path.is_dir() else None
-    written = placed(metrics_file(path))  # before long work
+    written = placed(Path(out) if out else metrics_file(path))  # before long work
     method, config = translator.method, translator.run
     share = PROTOCOLS[protocol].share(count_directions(method, PROTOCOLS[protocol]))
     tools = Tools(PROTOCOLS[protocol].scaled(share), seed, translator.device, say)
@@ -186,7 +187,7 @@ def evaluate(
     result["seconds"] = round(time.monotonic() - begun, 1)
     result = finite(result)
     write_atomic(written, json.dumps(result, indent=1, ensure_ascii=False).encode())
-    if folder:
+    if folder and not out:
         page.write(folder, saved_run(config, folder), translator.step, alive=False)
     return result
 
@@ -202,11 +203,13 @@ def evaluate_run(args: argparse.Namespace) -> None:
         args.paired,
         args.seed,
         say,
+        args.out,
     )
     for line in told(result):
         say(line)
-    on_page = f", and on the page {args.run / 'index.html'}" if args.run.is_dir() else ""
-    say(f"Written: {metrics_file(args.run)}{on_page}")
+    shown = args.run.is_dir() and not args.out
+    on_page = f", and on the page {args.run / 'index.html'}" if shown else ""
+    say(f"Written: {args.out or metrics_file(args.run)}{on_page}")
 
 
 def model_file(run: Path) -> Path:
