@@ -17,6 +17,28 @@ def test_every_setting_says_what_it_means(name):
     assert set(notes(Decay)) == set(Decay.model_fields)
 
 
+@pytest.mark.parametrize("name", ["munit", "tunit"])
+def test_what_a_setting_may_be_is_said(name):
+    rows = {line.split()[0]: line for line in reference(name).splitlines() if line}
+    assert rows["optim.default.kind"].endswith("Which optimizer (adam, rmsprop)")
+    assert rows["train.best"].endswith("(SWD, cycle error, paired error, style gap)")
+    assert rows["train.precision"].endswith("(auto, 32-true, bf16-mixed)")
+    assert rows["data.channels"].endswith("1 for grey images (1, 3)")
+    assert rows["data.workers"].endswith("auto: none on a CPU")
+    if name == "munit":
+        assert rows["method.gan"].endswith("(lsgan, nsgan)")
+    else:
+        assert rows["method.labels"].endswith("learn from: none, some, all")
+
+
+def test_settings_of_another_layout_are_left_out():
+    for name, kept in (("munit", False), ("tunit", True)):
+        text = reference(name)
+        assert all(
+            (f"\ndata.{key} " in text) == kept for key in "labels labelled jitter hue".split()
+        )
+
+
 def test_comments_above_and_beside_belong_to_their_setting():
     said = notes(Data)
     assert said["flip"] == "mirror half of the images"

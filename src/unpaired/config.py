@@ -102,10 +102,10 @@ class Data(Section):
 class Decay(Section):
     """How the learning rate falls, in fractions of the run."""
 
-    kind: Literal["constant", "linear", "steps"] = "constant"  # of the learning rate
+    kind: Literal["constant", "linear", "steps"] = "constant"  # how the learning rate falls
     start: float = Field(0.5, ge=0, le=1)  # linear: full until here, then down to 0 at the end
     every: float = Field(0.1, gt=0, le=1)  # steps: times `factor` after each such fraction
-    factor: float = Field(0.5, gt=0, le=1)
+    factor: float = Field(0.5, gt=0, le=1)  # steps: see every
 
     def at(self, fraction: float) -> float:
         """The factor on the learning rate when `fraction` of the run is done."""
@@ -145,8 +145,9 @@ class Train(Section):
     log_every: int = Field(50, ge=1)  # steps between two lines of log.jsonl
     sample_every: int = Field(1000, ge=1)  # steps between two pages of samples
     save_every: int = Field(1000, ge=1)  # steps between two checkpoints
-    evaluate_every: int = Field(1000, ge=1)  # quick figures on validation images, for alarms
-    best: Literal["SWD", "cycle error", "paired error", "style gap"] = "SWD"  # keeps a checkpoint
+    evaluate_every: int = Field(1000, ge=1)  # steps between two looks at validation images
+    # The figure that decides which checkpoint is kept as the best
+    best: Literal["SWD", "cycle error", "paired error", "style gap"] = "SWD"
     keep: int = Field(2, ge=1)  # checkpoints that are kept
     tensorboard: bool = False  # needs the extra `log`
 

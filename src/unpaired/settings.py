@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import tokenize
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from unpaired.config import Data, Decay, Optim, Train, flat, load
 from unpaired.registry import find_method
+
+UNLABELLED = ("data.labels", "data.labelled", "data.jitter", "data.hue")  # of that layout alone
 
 
 def notes(section: type[BaseModel]) -> dict[str, str]:
@@ -36,6 +40,15 @@ def notes(section: type[BaseModel]) -> dict[str, str]:
     return found
 
 
+def choices(section: type[BaseModel], key: str, note: str) -> str:
+    """The words that a setting may be, in brackets; nothing where it has no such, or the note names them all."""
+    kind = section.model_fields[key].annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [str(w) for k in kinds if get_origin(k) is Literal for w in get_args(k)]
+    named = all(re.search(rf"\b{re.escape(word)}\b", note, re.IGNORECASE) for word in words)
+    return "" if named else f" ({', '.join(words)})"
+
+
 def reference(name: str) -> str:
     """A line for each setting: key, value in each preset, meaning. Raises ConfigProblem for no such method."""
     cls = find_method(name)
@@ -50,8 +63,15 @@ def reference(name: str) -> str:
         "optim.default.decay": Decay,
         "train": Train,
     }
-    said = {f"{part}.{key}": note for part, s in sections.items() for key, note in notes(s).items()}
-    keys = dict.fromkeys(key for v in values.values() for key in v if own(key, values))
+    said = {
+        f"{part}.{key}": note + choices(s, key, note)
+        for part, s in sections.items()
+        for key, note in notes(s).items()
+    }
+    idle = () if cls.layout == "unlabelled" else UNLABELLED
+    keys = dict.fromkeys(
+        key for v in values.values() for key in v if own(key, values) and key not in idle
+    )
     rows = [("setting", *presets, "")]
     for key in keys:
         note = said.get(key, "")

@@ -66,8 +66,10 @@ class Config(MethodConfig):
     """The paper's settings, for 128 px."""
 
     clusters: int = Field(10, ge=2, le=10_000)  # K, the number of pseudo-domains
-    labels: Literal["none", "some", "all"] = "none"  # unsupervised, semi-supervised, supervised
-    training: Literal["joint", "separate"] = "joint"  # does C go on learning once G and D play?
+    # Which images have labels to learn from: none, some, all
+    labels: Literal["none", "some", "all"] = "none"
+    # Once G and D play: joint: C goes on learning beside them; separate: it stays as it is
+    training: Literal["joint", "separate"] = "joint"
     # Fractions of the run: C is alone until `first_stage` (0.325, or 0.175 where some images have
     # labels; never where all have), and with some labels L_MI comes in at `labels_only`.
     first_stage: float = Field(FIRST_STAGE["none"], ge=0, le=1)
@@ -92,7 +94,7 @@ class Config(MethodConfig):
     mlp_dim: int = Field(256, ge=1, le=4096)
     dim: int = Field(64, ge=1, le=4096)  # of G; 32 from 256 px on
     c_dim: int = Field(64, ge=1, le=4096)  # channels of C's first layer
-    d_dim: int = Field(64, ge=1, le=4096)  # 32 from 256 px on
+    d_dim: int = Field(64, ge=1, le=4096)  # of D; 32 from 256 px on
     d_max_dim: int = Field(1024, ge=1, le=4096)  # the most channels of D
 
     @model_validator(mode="before")
