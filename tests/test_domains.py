@@ -107,6 +107,23 @@ def test_the_best_model_is_named_too(run):
     assert Translator.load(run / "model-best.safetensors").domains[1] == "tabby"
 
 
+@pytest.mark.parametrize("name", domains.MODELS)
+def test_a_model_within_its_run_names_the_run(run, name):
+    shutil.copy(run / "model.safetensors", run / "model-best.safetensors")
+    assert main(["domains", str(run / name), "--name", "2=tabby"]) == 0
+    for model in domains.MODELS:
+        assert Translator.load(run / model).domains[1] == "tabby"
+    assert domains.saved_names(run)[1] == "tabby"  # which going on takes up
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"names": 3}'])
+def test_names_that_are_damaged_are_one_sentence(run, text, capsys):
+    (run / "domains.json").write_text(text)
+    assert main(["train", "--resume", str(run), "train.steps=5"]) == 74
+    said = capsys.readouterr().err
+    assert "domains.json is damaged" in said and "delete it" in said and said.count("\n") == 1
+
+
 def test_names_are_kept_and_translated_to(run, made, tmp_path, capsys):
     image = next((made[1] / "test" / "rot").iterdir())
     t = Translator.load(run)

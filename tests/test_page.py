@@ -43,3 +43,17 @@ def test_a_curve_ends_at_the_last_point(count):
     drawn = re.search('points="([^"]*)"', svg)[1].split()
     assert min(count, 150) <= len(drawn) <= 302
     assert f"step {count}<" in svg and "x_1 1<" in svg
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "unpaired metrics 1"}', "\udcff"])
+def test_figures_that_are_damaged_are_left_out(folder, text):
+    (folder.path / "metrics.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    page.write(folder, tiny.run(), 4, alive=True)
+    text = (folder.path / "index.html").read_text()
+    assert "training, step 4 of 6" in text and "<h2>Figures" not in text
+
+
+def test_a_log_that_cannot_be_read_is_left_out(folder):
+    folder.log.mkdir()
+    page.write(folder, tiny.run(), 4, alive=True)
+    assert "training, step 4 of 6" in (folder.path / "index.html").read_text()

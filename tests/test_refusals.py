@@ -1,5 +1,8 @@
 """What a user may get wrong with a trained run, or with data that does not fit: one sentence, its code."""
 
+import io
+import sys
+
 import pytest
 import tiny
 from PIL import Image
@@ -51,7 +54,7 @@ def training(method, data, *words):
         (translate("munit", "--styles", "0"), 2, ["--styles"]),
         (translate("munit", "--size", "2"), 2, ["--size"]),
         (translate("munit", "--size", "0"), 2, ["--size"]),
-        (translate("munit", "--size", "9999"), 2, ["--size", "40 megapixels"]),
+        (translate("munit", "--size", "9999"), 65, ["a.png"]),  # and why, in the lines above
         (translate("munit", "--seed", "-1"), 2, ["seed"]),
         (translate("munit", "--seed", str(2**64)), 2, ["seed"]),
         (
@@ -60,6 +63,14 @@ def training(method, data, *words):
             ["--style-from"],
         ),
         (translate("munit", "--interpolate", "1", "2", "--component", "0"), 2, ["--component"]),
+        # options that mean nothing together
+        (translate("munit", "--style-from", "a.png", "--styles", "3"), 2, ["--styles"]),
+        (translate("munit", "--style-from", "a.png", "--seed", "7"), 2, ["--seed"]),
+        (translate("munit", "--style-from", "a.png", "--steps", "5"), 2, ["--steps"]),
+        (translate("munit", "--steps", "5"), 2, ["--steps", "--component"]),
+        (translate("munit", "--interpolate", "1", "2", "--styles", "3"), 2, ["--styles"]),
+        (translate("munit", "--interpolate", "1", "2", "--seed", "3"), 2, ["--seed"]),
+        (translate("munit", "--component", "0", "--styles", "3"), 2, ["--styles"]),
         (translate("munit", "--out", "a.png"), 73, ["a.png", "--out"]),
         # what the method cannot do
         (translate("cyclegan", "--style-from", "a.png"), 2, ["cyclegan", "--style-from"]),
@@ -106,6 +117,9 @@ def training(method, data, *words):
         (training("munit", "scenes", "data.workers=-1"), 2, ["data.workers"]),
         (training("munit", "two", "data.domains=[cats, cats]"), 2, ["data.domains", "twice"]),
         (["train", "list.yaml"], 2, ["list.yaml", "method:"]),
+        (["train", "--data", "two", "list.yaml"], 2, ["list.yaml", "method:"]),
+        (["train", "train.steps=3", "list.yaml"], 2, ["list.yaml", "method:"]),
+        (["train", "list.yaml", "--data", "two", "b.yml"], 2, ["list.yaml", "b.yml", "name one"]),
         (["train", "texts"], 2, ["--data texts"]),
         (["train", "munit"], 2, ["--resume munit"]),
     ],
@@ -148,3 +162,43 @@ def test_T11_a_run_that_cannot_be_read_is_not_begun_anew(tmp_path, capsys):
     (run.checkpoints / "step-00000003" / "manifest.json").unlink()
     assert main([*training("munit", "scenes"), "--out", str(run.path)]) == 74
     assert "--fresh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--steps=10"], ["--steps", "10"]])
+def test_settings_are_no_options(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--method", "munit", *words])
+    assert stop.value.code == 2
+    assert "settings are written as key=value, such as train.steps=1000" in capsys.readouterr().err
+
+
+def test_a_config_may_stand_anywhere(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(tiny.run(steps=1).to_yaml())
+    config = str(tmp_path / "c.yaml")
+    for i, words in enumerate((["train.steps=1", config], ["--data", "scenes", config])):
+        assert main(["train", *words, "--out", str(tmp_path / str(i))]) == 0, (
+            capsys.readouterr().err
+        )
+        assert RunFolder(tmp_path / str(i)).newest()[0] == 1
+
+
+def test_a_finished_run_needs_no_images(tmp_path, capsys):
+    for i in range(8):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (20 * i, 90, 200)).save(path)
+    words = [f"data.root={tmp_path / 'images'}", "data.domains=null"]
+    train.fit(tiny.run("munit", *words, steps=1), RunFolder(tmp_path / "run"), say=str)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert "All 1 steps are done already" in capsys.readouterr().out
+    assert main(["train", "--resume", str(tmp_path / "run"), "train.steps=2"]) == 2
+
+
+def test_names_that_the_terminal_cannot_show(place, monkeypatch):
+    (place / "zwei" / "Bäume").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "green").save(place / "zwei" / "Bäume" / "ä.png")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["data", "check", str(place / "zwei")]) == 0
+    assert b"B\\xe4ume" in out.buffer.getvalue()

@@ -15,6 +15,7 @@ from unpaired import report, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.metrics.features import sha256
+from unpaired.translator import NotFinite, Translator
 
 
 def write_metrics(run, swd, digest="abc"):
@@ -176,3 +177,37 @@ def test_what_cannot_be_written_is_refused_before_the_work(runs, tmp_path, monke
             and said.err.count("\n") == 1
             and "Measured" not in said.out
         )
+
+
+def test_a_model_of_nans_is_told_beside_the_others(runs, tmp_path, monkeypatch):
+    render = Translator.translate
+
+    def translate(self, *args, **kw):
+        if self.run.method.name == "cyclegan":
+            raise NotFinite("the model gives NaN")
+        return render(self, *args, **kw)
+
+    monkeypatch.setattr(Translator, "translate", translate)
+    words = [str(runs / "munit"), str(runs / "cyclegan"), "--out", str(tmp_path / "r.html")]
+    assert main(["report", *words]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "cyclegan: the model gives NaN" in text and "munit: random styles" in text
+
+
+def test_figures_that_are_damaged_are_one_sentence(runs, tmp_path, capsys):
+    run = shutil.copytree(runs / "munit", tmp_path / "run")
+    (run / "metrics.json").write_text('{"format": ')
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 74
+    said = capsys.readouterr().err
+    assert "metrics.json is damaged" in said and said.count("\n") == 1
+
+
+def test_figures_can_be_written_elsewhere(runs, tmp_path, capsys):
+    """A run that is closed to us is measured, and what was measured before stays."""
+    run = runs / "munit"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "figures.json")]) == 0
+    said = capsys.readouterr().out
+    assert f"Written: {tmp_path / 'figures.json'}\n" in said
+    assert json.loads((tmp_path / "figures.json").read_text())["format"] == "unpaired metrics 1"
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
