@@ -1,6 +1,7 @@
 """Networks, losses, gradients and updates agree with the official implementations (tests/golden/README.md)."""
 
 import golden_numbers as golden
+import official_names
 import pytest
 import torch
 
@@ -45,7 +46,7 @@ class TestMUNIT:
     official_name = {"G_1": "gen_a", "G_2": "gen_b", "D_1": "dis_a", "D_2": "dis_b"}
     names = {
         "G": official.munit_generator(downsamplings=2, residuals=2),
-        "D": official.munit_discriminator(layers=3, scales=2),
+        "D": official_names.munit_discriminator(layers=3, scales=2),
     }
     moves = {"D_1 D_2": "dis", "G_1 G_2": "gen"}
     losses = {

@@ -1,6 +1,7 @@
 """The family of MUNIT agrees with the official implementations (tests/golden/README.md)."""
 
 import golden_numbers as golden
+import official_names
 import pytest
 import torch
 from test_parity import GivenStep, float64, play  # noqa: F401
@@ -202,10 +203,10 @@ class TestUNIT(Parity):
     data = golden.load("unit")
     official_name = {"G_1": "gen_a", "G_2": "gen_b", "D_1": "dis_a", "D_2": "dis_b"}
     names = {
-        "G_1": official.unit_generator(downsamplings=2, residuals=2),
-        "G_2": official.unit_generator(downsamplings=2, residuals=2),
-        "D_1": official.munit_discriminator(layers=3, scales=2),
-        "D_2": official.munit_discriminator(layers=3, scales=2),
+        "G_1": official_names.unit_generator(downsamplings=2, residuals=2),
+        "G_2": official_names.unit_generator(downsamplings=2, residuals=2),
+        "D_1": official_names.munit_discriminator(layers=3, scales=2),
+        "D_2": official_names.munit_discriminator(layers=3, scales=2),
     }
     letters = {
         "D.n_1": "dis.n_a",
@@ -294,9 +295,9 @@ class TestUNIT(Parity):
         full = self.data["full_size"]
         with torch.device("meta"):
             m = unit.UNIT(unit.Config(), ("a", "b"), Shape(256, 256))
-        names = official.unit_generator(downsamplings=2, residuals=4)
+        names = official_names.unit_generator(downsamplings=2, residuals=4)
         self.same_shapes(m.G_1, names, full["generator_of_one_domain"]["parameters"])
-        names = official.munit_discriminator(layers=4, scales=3)
+        names = official_names.munit_discriminator(layers=4, scales=3)
         self.same_shapes(m.D_1, names, full["discriminator_of_one_domain"]["parameters"])
 
 
@@ -469,11 +470,11 @@ class TestAugmentedCycleGAN(Parity):
         "D_z": "D_z_B",
     }
     names = {
-        "G_AB": official.augmented_generator(residuals=3, conditional=True),
-        "G_BA": official.augmented_generator(residuals=3, conditional=False),
-        "E_B": official.augmented_encoder(layers=4),
-        "D_A": official.augmented_discriminator(blocks=4),
-        "D_B": official.augmented_discriminator(blocks=4),
+        "G_AB": official_names.augmented_generator(residuals=3, conditional=True),
+        "G_BA": official_names.augmented_generator(residuals=3, conditional=False),
+        "E_B": official_names.augmented_encoder(layers=4),
+        "D_A": official_names.augmented_discriminator(blocks=4),
+        "D_B": official_names.augmented_discriminator(blocks=4),
         "D_z": {f"{i}": f"model.{i}" for i in range(10)},
     }
     letters = {"z": "z_B"}
