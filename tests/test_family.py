@@ -309,6 +309,20 @@ def test_dropout_is_drawn_by_the_step_and_off_at_test_time():
     torch.testing.assert_close(alone, m.translate(x, 0, 1, None))
 
 
+def test_images_by_themselves_are_a_batch_of_one():
+    """`norm: instance`: what batch norm makes of each image alone, in training and in use, whatever the batch."""
+    a, b = (build("pix2pix", norm=norm, dropout=0) for norm in ("instance", "batch"))
+    b.load_state_dict(a.state_dict())
+    x, y = batch().values()
+    expected = torch.cat([b.G(image[None]) for image in x])
+    for network in (a.train(), a.eval()):
+        torch.testing.assert_close(network.G(x), expected)
+        torch.testing.assert_close(torch.cat([network.G(image[None]) for image in x]), expected)
+    one = {"x_1": x[:1], "x_2": y[:1]}
+    for mine, theirs in zip(*(m.train().updates(one, Step(0, 1)) for m in (a, b)), strict=True):
+        torch.testing.assert_close(mine.loss, theirs.loss)
+
+
 def test_dropout_drops_its_share_of_three_maps_and_keeps_their_mean():
     m, x = build("pix2pix", size=64, dim=8, dropout=0.25), batch(size=64)["x_1"]
     noise = m.noise(x, Step(0, 1))

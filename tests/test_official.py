@@ -97,7 +97,11 @@ NAMES = {
         "latest_net_D2.pth": ("D_lr", official.bicyclegan_discriminator(2)),
     },
 }
-CHANGES = {"cyclegan": ["method.d_layers=3"], "pix2pix": ["method.d_layers=3"], "bicyclegan": []}
+CHANGES = {
+    "cyclegan": ["method.d_layers=3"],
+    "pix2pix": ["method.d_layers=3", "method.norm=instance"],  # as their script for testing does
+    "bicyclegan": [],
+}
 
 
 def theirs(net, names):

@@ -15,7 +15,10 @@ METHODS = {  # side of the images, settings; a method that is not here runs as i
         32,
         dict(dim=4, residuals=1, e_dim=4, e_layers=3, d_A_layers=3, z_dim=4, d_z_dim=8),
     ),
-    "pix2pix": (32, dict(dropout=0.5, dim=4, levels=5, d_dim=4, d_layers=2)),
+    "pix2pix": (
+        32,
+        dict(dropout=0.5, dim=4, levels=5, d_dim=4, d_layers=2, norm="batch"),
+    ),
     "bicyclegan": (32, dict(dim=4, levels=5, e_dim=4, e_blocks=2, d_dim=4, d_layers=2, z_dim=4)),
     "stargan_v2": (32, STARGAN),
     "smoothgan": (32, STARGAN),

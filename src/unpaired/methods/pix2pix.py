@@ -13,11 +13,13 @@ Learns from pairs (x, y): G draws y from x, and D judges the two together. The o
 D sees patches of 70x70 pixels; its loss is halved, and G climbs log D instead (Sec. 3.3). The noise
 z is the dropout of the first three layers on the way up (Sec. 3.1, 6.1).
 
-At test time BatchNorm takes the statistics of the image, as of a test batch of one (Sec. 3.3), and
-there is no dropout: one image has one translation, whatever else is in its batch. The paper leaves
-dropout on; it found that noise to change little (Sec. 3.1).
+At test time G is a function of x alone: one image has one translation, whatever else is in its
+batch. With `norm: instance` each image is normalised by itself, in training too, which is what batch
+norm does with the published code's batch of one ("instance normalization", Sec. 3.3); with
+`norm: batch`, for larger batches, running averages take the place of the paper's statistics of the
+test batch. There is no dropout; the paper leaves it on, and found that noise to change little (Sec. 3.1).
 
-Differences from the official code: no dropout at test time; a moving average of the generator does the
+Differences from the official code: the above; a moving average of the generator does the
 translating (theirs does not average; `train.ema=0` for theirs); the learning rate falls over
 fractions of the run (theirs: constant for 100 epochs, then to 0 in 100). Nothing else: without
 dropout, losses, gradients and updates agree with it to rounding (`tests/test_parity_family.py`).
@@ -26,6 +28,7 @@ dropout, losses, gradients and updates agree with it to rounding (`tests/test_pa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -35,7 +38,7 @@ from unpaired.errors import ConfigProblem
 from unpaired.losses import l1, nsgan_d, nsgan_g
 from unpaired.method import Batch, Method, MethodConfig, Shape, Step, Update
 from unpaired.networks.patchgan import PatchGAN
-from unpaired.networks.unet import UNet
+from unpaired.networks.unet import ImageNorm, UNet
 
 OPTIM = {"default": {"lr": 2e-4, "betas": [0.5, 0.999], "decay": {"kind": "linear", "start": 0.5}}}
 
@@ -48,13 +51,16 @@ class Config(MethodConfig):
     dim: int = Field(64, ge=1, le=4096)  # channels of G's first layer
     levels: int = Field(8, ge=2, le=16)  # down to 1 pixel: 7 for 128 px, 6 for 64 px
     d_dim: int = Field(64, ge=1, le=4096)  # channels of D's first layer
+    norm: Literal["instance", "batch"] = (
+        "instance"  # batch: of the batch, where it has several images
+    )
     d_layers: int = Field(3, ge=1, le=16)  # layers of D that halve
 
 
 class Pix2Pix(Method):
     layout = "paired"
     averaged = "G"
-    accumulates = False  # BatchNorm
+    accumulates = False  # with `norm: batch`
     card = {
         "title": "Image-to-Image Translation with Conditional Adversarial Networks",
         "authors": "Isola, Zhu, Zhou, Efros",
@@ -71,7 +77,14 @@ class Pix2Pix(Method):
         },
         "small": {
             # no dropout: at 32 px its three maps are most of the way up, and at test time it is off
-            "method": {"dropout": 0.0, "dim": 24, "levels": 5, "d_dim": 24, "d_layers": 2},
+            "method": {
+                "norm": "batch",
+                "dropout": 0.0,
+                "dim": 24,
+                "levels": 5,
+                "d_dim": 24,
+                "d_layers": 2,
+            },
             "data": {"size": 32, "batch": 8},
             "optim": {"default": OPTIM["default"] | {"lr": 1e-3}},
             "train": {"steps": 4000, "ema": 0.995, "save_every": 500, "sample_every": 500},
@@ -91,8 +104,9 @@ class Pix2Pix(Method):
                 f"data.size is below {smallest} px, the least that the discriminator of "
                 f"method.d_layers={config.d_layers} can judge: lower it or raise data.size."
             )
-        self.G = UNet(shape.channels, shape.channels, config.dim, config.levels)
-        self.D = PatchGAN(2 * shape.channels, config.d_dim, config.d_layers, torch.nn.BatchNorm2d)
+        norm = ImageNorm if config.norm == "instance" else torch.nn.BatchNorm2d
+        self.G = UNet(shape.channels, shape.channels, config.dim, config.levels, norm)
+        self.D = PatchGAN(2 * shape.channels, config.d_dim, config.d_layers, norm)
 
     # The game ------------------------------------------------------------------------------------
 

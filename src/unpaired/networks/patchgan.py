@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
 from unpaired.convolution import Conv2d
@@ -23,7 +21,7 @@ class PatchGAN(nn.Sequential):
         channels: int,
         dim: int = 64,
         layers: int = 3,
-        norm: Callable[[int], nn.Module] = InstanceNorm,
+        norm: type[nn.Module] = InstanceNorm,
     ) -> None:
         widths = [dim * min(2**i, 8) for i in range(layers + 1)]
         blocks: list[nn.Module] = [
@@ -31,7 +29,8 @@ class PatchGAN(nn.Sequential):
         ]
         for i in range(layers):
             stride = 2 if i < layers - 1 else 1
-            conv = Conv2d(widths[i], widths[i + 1], 4, stride, 1, bias=norm is not nn.BatchNorm2d)
+            bias = not issubclass(norm, nn.BatchNorm2d)
+            conv = Conv2d(widths[i], widths[i + 1], 4, stride, 1, bias=bias)
             blocks.append(Chain(conv, norm(widths[i + 1]), nn.LeakyReLU(0.2, inplace=True)))
         super().__init__(*blocks, ConvToFew(widths[-1], 1, 4, 1, 1))
         gaussian(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,15 @@ from unpaired.convolution import Conv2d, ConvTranspose2d
 from unpaired.networks.blocks import gaussian
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that in use takes the statistics of each image, as of a test batch of one (Isola et al., Sec. 3.3).
+class ImageNorm(nn.BatchNorm2d):
+    """Batch norm as it is with a batch of one, for each image by itself, in training and in use.
 
     The running averages of published files are kept with it, and used by nothing.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return super().forward(x)
+        if self.training and len(x) == 1:  # the same, without a copy
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
@@ -40,14 +40,14 @@ class UNet(nn.Module):
         c_out: int,
         dim: int = 64,
         levels: int = 8,
-        norm: Callable[[int], nn.Module] = BatchNorm,
+        norm: type[nn.Module] = nn.BatchNorm2d,
         z_dim: int = 0,
         skip_last: bool = False,
     ) -> None:
         super().__init__()
         self.skip_last = skip_last
         self.widths = [dim * min(2**i, 8) for i in range(levels)]
-        bias = norm is not BatchNorm  # which has a shift of its own
+        bias = not issubclass(norm, nn.BatchNorm2d)  # which has a shift of its own
         bottom = levels - 1
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, (a, b) in enumerate(zip([c_in, *self.widths], self.widths, strict=False)):
