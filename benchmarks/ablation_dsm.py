@@ -44,7 +44,7 @@ RUNS = {
     "StarGAN v2": ("stargan_v2",),
     "SmoothGAN": ("smoothgan",),
 }
-CHOICES = {  # what the source leaves open: one thing changed at a time
+CHOICES = {  # what the summary leaves open: one thing changed at a time
     f"DSM, {setting.replace('=', ' ')}": ("dsm", f"method.{setting}")
     for setting in (
         "lambda_uni=0.1",
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--emoji", type=Path, metavar="DIR", help="besides scenes")
     p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--minutes", type=float, default=30, help="of a run, at most")
-    sets = "some of the sets, or what the source leaves open (choices)"
+    sets = "some of the sets, or what the summary leaves open (choices)"
     p.add_argument("--sets", nargs="+", choices=(*SETS, "choices"), default=SETS, help=sets)
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
     weights(p)

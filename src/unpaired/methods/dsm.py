@@ -24,12 +24,13 @@ styles. With c = E_c(x), the content of an image x of domain u1, the objective i
 x_a is an augmentation of x; x_n is the image of the batch whose style is nearest to that of x.
 
 The networks and the game are StarGAN v2's (see `stargan_v2.py`), with a move for D_s after those of
-D: what follows is what the source leaves open, what we chose, and why.
+D: what follows is what the summary of it that we have leaves open, what we chose, and why.
 
-- f: rational-quadratic splines (Durkan et al., NeurIPS 2019), 8 `bins`, the identity beyond
-  `bound` = 5: what two public libraries of flows agree on; then a scale and a shift. The domains
-  start as noise shifted by N(0, `apart`^2) in each component: G learns of the domain through s
-  alone, and where all began at the same place F tore them apart before anything else (docs/log.md).
+- f: rational-quadratic splines (Durkan et al., NeurIPS 2019), 8 `bins`, on which two public
+  libraries of flows agree, the identity beyond `bound` = 5; then a scale and a shift. The domains
+  start as noise shifted at random, two of them by `apart` in root mean square over the components:
+  G learns of the domain through s alone, and where all began at the same place F tore them apart
+  before anything else (docs/log.md).
   Farther than 1, they hardly overlap, and G may use the components differently in each.
   `flow=false` puts StarGAN v2's mapping network in its place.
 - The scale of a component says nothing, as it is found up to an invertible function. It is fixed: a
@@ -38,7 +39,8 @@ D: what follows is what the source leaves open, what we chose, and why.
   until what varies within them no longer matters to G. No weight decay: it would pull the domains
   together.
 - D_s: an MLP of three layers with a logit for each domain, non-saturating and penalised like D:
-  without R1 (`lambda_reg_s`) it swings, and E with it (docs/methods/dsm.md).
+  without R1 (`lambda_reg_s`) it swung, and E with it, in the trial without images
+  (docs/methods/dsm.md).
 - L_uni moves E alone, over both references of a step: F is what E should come to, not the reverse.
   L_ds does not reach E, which could lower it by stretching its own distances: E has no part in the
   two fakes of the latent move, and does not move in the reference move.
@@ -104,7 +106,7 @@ class Config(MethodConfig):
     mirror: bool = False  # in x_a: for images that are as good mirrored
     bins: int = Field(8, ge=2, le=256)  # of a spline
     bound: float = Field(5.0, gt=0)  # a spline bends numbers within [-bound, bound]
-    apart: float = Field(1.0, ge=0)  # standard deviation of the domains' shifts at the start
+    apart: float = Field(1.0, ge=0)  # how far from each other domains start, in deviations
     style_dim: int = Field(64, ge=1, le=4096)  # numbers in a style, components
     mlp_dim: int = Field(512, ge=1, le=4096)  # width of the network that makes the splines
     d_dim: int = Field(256, ge=1, le=4096)  # of D_s
@@ -318,7 +320,10 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def spread(self, apart: float) -> None:
-        """Starts as the identity, near enough, then shifts of the domains of N(0, apart^2) in each component."""
+        """Starts as the identity, near enough, then shifts: two domains are `apart`, in root mean square over components.
+
+        About half of a shift is common to all domains, whose h are alike, and `thetas` takes it back.
+        """
         nn.init.normal_(self.theta.weight, std=1e-3)
         shifts = self.theta.weight.unflatten(0, (self.n, -1))[:, -1]
         h = self.mlp(torch.arange(self.domains))

@@ -17,8 +17,9 @@ random styles s_i ~ N(0, I), x_{1->2} = G_2(c_1, s_2), the objective is (eq. 5, 
 
 Differences from the official code: a moving average of the generators does the translating (theirs does not average;
 `train.ema=0` for theirs); the learning rate is halved at fractions of the run (theirs: every 100,000 steps of
-1,000,000, which is what `configs/munit_*.yaml` resolve to). Nothing else: losses, gradients and updates agree with it
-to rounding (`tests/test_parity.py`).
+1,000,000, which is what `configs/munit_*.yaml` resolve to); discriminators narrower than 64 channels start from
+Kaiming's initialisation. Nothing else: losses, gradients and updates agree with it to rounding
+(`tests/test_parity.py`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ first: the decay at step s is (1 + s) / (10 + s), until that reaches `train.ema`
 8,990), for C' too, whose keys are in a loss (theirs: 0.999 from the first step). A pseudo-label is that of the C
 that has just moved (theirs, semi-supervised: before), and labels may be mixed in a batch (theirs:
 for all images of it or for none). Without a reference, the mean style of the latest 1,024 images of
-a domain serves (theirs: of all of its images). As theirs, codes are not normalised unless
+a domain serves (theirs: of all of its images), by an exponential average. The head that clusters
+moves once a step of C (theirs, before PyTorch 2.0: in the second step too, by momentum and weight
+decay of a gradient of zero). As theirs, codes are not normalised unless
 `normalise` says so, as `small` does. Losses, gradients and updates agree with it to rounding
 (`tests/test_parity_tunit.py`).
 """

@@ -24,8 +24,8 @@ the weights of the first version, which multiplied all of them by 10.
 Differences from the official code: a moving average of the generators does the translating (theirs
 does not average; `train.ema=0` for theirs); the learning rate is halved at fractions of the run
 (theirs: every 100,000 steps of 1,000,000); no perceptual term (theirs: weight 1 for street scenes,
-else 0). Nothing else: losses, gradients and updates agree with it to rounding
-(`tests/test_parity_family.py`).
+else 0); discriminators narrower than 64 channels start from Kaiming's initialisation. Nothing else:
+losses, gradients and updates agree with it to rounding (`tests/test_parity_family.py`).
 """
 
 from __future__ import annotations
