@@ -117,6 +117,22 @@ def test_the_second_reference_is_another_image_or_another_cut(tmp_path, images):
     assert alike <= (25 if images == 1 else 0) and len(files) == 2 * images  # of 120; few cuts fit
 
 
+@pytest.mark.parametrize("images", [1, 2, 3, 5, 8, 300])
+@pytest.mark.parametrize("pairs", [1, 2, 3, 4, 8])
+def test_no_file_is_two_references_of_a_batch(images, pairs):
+    """Of a domain that has enough: an image would else be its own negative in DSM's smoothness."""
+    data = Batches([range(images)], "domains", pairs, (16, 16), steps=30)
+    seen = set()
+    for step in range(30):
+        drawn = data.references(step, 0, pairs)
+        files = [s.index for pair in drawn for s in pair]
+        assert drawn == data.references(step, 0, pairs)
+        assert len(set(files)) == min(2 * pairs, images)
+        assert images == 1 or all(a.index != b.index for a, b in drawn)
+        seen |= set(files)
+    assert len(seen) > min(images, 30) / 2
+
+
 def test_images_arrive_in_range_and_channels_last(two):
     x = to_device(batches(two[0].parent)[0][0], "cpu")["x_1"]
     assert x.shape == (4, 3, 16, 16) and x.is_contiguous(memory_format=torch.channels_last)

@@ -62,7 +62,7 @@ def test_one_domain_is_refused(name, tmp_path, capsys):
 def test_a_domain_of_one_image_trains_and_is_told(tmp_path, capsys):
     root = folders(tmp_path / "data", {"cats": 5, "dogs": 5, "the only one": 1})
     assert main(command("dsm", root, tmp_path / "run")) == 0
-    assert "the only one has only 1 training images" in capsys.readouterr().out
+    assert "the only one has only 1 training image" in capsys.readouterr().out
     t = Translator.load(tmp_path / "run")
     assert t.domains == ("cats", "dogs", "the only one") and t.step == 2
     sheets = {p.name.rsplit("-", 1)[0] for p in (tmp_path / "run" / "samples").iterdir()}

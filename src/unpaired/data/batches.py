@@ -280,13 +280,13 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
 
     def domains(self, step: int) -> tuple[dict[str, Tensor], list[Sample]]:
         """Domain-balanced sources and references; `x_ref2` is another image of the reference's domain, or
-        another cut of its only one."""
+        another cut of its only one. No two references of a batch show the same file where the domain has enough."""
         n = len(self.pictures)
         source = self.balanced("source", step, n)
         target = self.balanced("target", step, n)
         src = [self.drawn("src", step, j, d) for j, d in enumerate(source)]
-        ref = [self.drawn("ref", step, j, d) for j, d in enumerate(target)]
-        ref2 = [self.another("ref2", step, j, s) for j, s in enumerate(ref)]
+        pairs = {d: iter(self.references(step, d, target.count(d))) for d in set(target)}
+        ref, ref2 = (list(side) for side in zip(*(next(pairs[d]) for d in target), strict=True))
         tensors = {
             "x_src": self.images(src),
             "x_ref": self.images(ref),
@@ -330,11 +330,17 @@ class Batches(Sequence[tuple[dict[str, Tensor], list[str]]]):
         rng = generator(self.seed, what, step, j)
         return Sample(domain, step, int(rng.integers(len(self.pictures[domain]))))
 
-    def another(self, what: str, step: int, j: int, sample: Sample) -> Sample:
-        """An image of the same domain at random that is not `sample`, if there is one."""
-        n = len(self.pictures[sample.domain])
-        further = int(generator(self.seed, what, step, j).integers(1, n)) if n > 1 else 0
-        return sample._replace(index=(sample.index + further) % n)
+    def references(self, step: int, domain: int, pairs: int) -> list[tuple[Sample, Sample]]:
+        """Pairs of images of `domain` at random: all different where it has so many, else at least the two of a pair,
+        if it has two. Losses compare the references of a batch: none should be its own negative."""
+        n = len(self.pictures[domain])
+        rng = generator(self.seed, "ref", step, domain)
+        chosen = rng.choice(n, min(2 * pairs, n), replace=False).tolist()
+        apart = pairs if pairs % len(chosen) else pairs + 1
+        places = [(i % len(chosen), (i + apart) % len(chosen)) for i in range(pairs)]
+        return [
+            (Sample(domain, step, chosen[i]), Sample(domain, step, chosen[j])) for i, j in places
+        ]
 
     # Augmentation --------------------------------------------------------------------------------
 
@@ -365,6 +371,11 @@ def mirrored(image: np.ndarray) -> np.ndarray:
 def spread(n: int, total: int) -> list[int]:
     """`n` of `total` places, evenly: sorted images of one kind lie side by side. Some are named twice if n > total."""
     return [(2 * i + 1) * total // (2 * n) for i in range(n)]
+
+
+def usable(pictures: Pictures, index: int) -> bool:
+    """Whether `read` gives that image, and no stand-in."""
+    return not isinstance(pictures, FilePictures) or pictures.usable(index)
 
 
 def middle(image: np.ndarray, size: tuple[int, int], channels: int = 3) -> Tensor:
