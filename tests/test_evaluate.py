@@ -442,3 +442,31 @@ def test_many_directions_share_the_inputs_of_the_quick_protocol(directions, inpu
     assert (shared.inputs, shared.varied, shared.real) == (inputs, (varied, 6), 1000)
     munit = evaluation.PROTOCOLS["munit"]
     assert munit.scaled(munit.share(directions)) == munit
+
+
+def spoil(folder, numbers):
+    for i in numbers:
+        (folder / f"{i:02d}.png").write_bytes(b"no image")
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told(tmp_path):
+    data = write_images(
+        tmp_path / "images", ["outline", "painted"], counts={"train": 12, "test": 6}
+    )
+    run = trained("munit", tmp_path / "run", data, domains=("outline", "painted"), max_bad=0.5)
+    spoil(data / "test" / "outline", (1, 2))
+    spoil(data / "train" / "painted", (3,))
+    result = evaluation.evaluate(run, say=quiet)
+    assert [d["test"] for d in result["data"]["domains"].values()] == [4, 6]
+    said = " ".join(result["left out"])
+    assert "2 of 12 held-out images" in said and "1 training image " in said
+
+
+def test_a_pair_is_left_out_where_one_side_cannot_be_read(tmp_path):
+    data = write_images(tmp_path / "pairs", ["outline", "painted"], counts={"train": 12, "test": 6})
+    run = trained("pix2pix", tmp_path / "run", data, max_bad=0.5)
+    spoil(data / "test" / "outline", (1,))
+    spoil(data / "test" / "painted", (4,))
+    result = evaluation.evaluate(run, say=quiet)
+    assert [d["test"] for d in result["data"]["domains"].values()] == [4, 4]
+    assert "(or their partners)" in " ".join(result["left out"])

@@ -6,9 +6,12 @@ import tiny
 import torch
 from PIL import Image
 
+from unpaired import train
+from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.data.batches import Batches
 from unpaired.data.datasets import open_dataset
+from unpaired.data.intake import write_png
 from unpaired.data.scenes import Scenes
 
 
@@ -125,3 +128,23 @@ def test_images_without_a_partner_are_named_before_training_and_by_the_check(tmp
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     (root / "edges" / "zwei.png").rename(root / "edges" / "2.png")
     assert main(["data", "check", str(root), "--paired"]) == 0
+
+
+def test_validation_pairs_are_whole(tmp_path):
+    """An image that cannot be read has a stand-in, which is nobody's partner."""
+    for split, n in (("train", 8), ("val", 5)):
+        for domain, shade in (("a", 0), ("b", 1)):
+            for i in range(n):
+                image = np.full((32, 32, 3), 20 * i + shade, dtype=np.uint8)
+                (tmp_path / split / domain).mkdir(parents=True, exist_ok=True)
+                write_png(tmp_path / split / domain / f"{i}.png", image)
+    (tmp_path / "val" / "a" / "1.png").write_bytes(b"no image")
+    (tmp_path / "val" / "b" / "3.png").write_bytes(b"no image")
+    config = tiny.run("pix2pix")
+    data = config.data.model_copy(update={"root": str(tmp_path), "domains": ("a", "b")})
+    run = config.model_copy(update={"data": data})
+    trainer = train.Trainer(run, RunFolder(tmp_path / "run"), lambda line: None)
+    trainer.folder.create()
+    trainer.begin(False, None, False)
+    a, b = (x.mean((1, 2, 3)) for x in trainer.validation())
+    assert len(a) == 3 and ((b - a) * 127.5).tolist() == pytest.approx([1, 1, 1], abs=0.01)

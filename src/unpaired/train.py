@@ -33,6 +33,7 @@ from unpaired.data.batches import (
     middle,
     spread,
     to_device,
+    usable,
 )
 from unpaired.data.cache import ImageCache
 from unpaired.data.check import check_command, outline
@@ -565,14 +566,16 @@ class Trainer:
         run, splits = self.run, self.dataset.splits
         sides = splits["val"] if all(len(p) for p in splits["val"]) else splits["train"]
         most = min(VALIDATION_IMAGES, max(2, VALIDATION_TOTAL // len(sides)))
-        n = [min(len(p), most) for p in sides]
-        if self.method.layout == "paired":
-            n = [min(n)] * len(n)
+        places = [spread(min(len(p), most), len(p)) for p in sides]
+        if self.method.layout == "paired":  # a stand-in is no partner
+            pairs = min(places, key=len)
+            whole = [i for i in pairs if all(usable(p, i) for p in sides)]
+            places = [whole or pairs] * len(sides)
         return [
-            torch.cat(
-                [middle(p.read(i), run.data.hw, run.data.channels) for i in spread(k, len(p))]
-            ).to(self.fabric.device, memory_format=torch.channels_last)
-            for p, k in zip(sides, n, strict=True)
+            torch.cat([middle(p.read(i), run.data.hw, run.data.channels) for i in of]).to(
+                self.fabric.device, memory_format=torch.channels_last
+            )
+            for p, of in zip(sides, places, strict=True)
         ]
 
     def note(self, record: dict[str, Any]) -> None:

@@ -320,7 +320,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def spread(self, apart: float) -> None:
-        """Starts as the identity, near enough, then shifts: two domains are `apart`, in root mean square over components.
+        """Starts as the identity, near enough, then shifts: two domains are `apart`, as root mean square of components.
 
         About half of a shift is common to all domains, whose h are alike, and `thetas` takes it back.
         """

@@ -112,7 +112,12 @@ def evaluate(
     def images(of: str, domain: int) -> Images:
         return Images(dataset.splits[of][domain], settings.hw, settings.channels, dataset.listing)
 
-    own = [Side(d, images("train", i), images(split, i)) for i, d in enumerate(dataset.domains)]
+    kept = readable(
+        [images(split, i) for i in range(len(dataset.domains))],
+        config.method_class().layout == "paired",
+        tools,
+    )
+    own = [Side(d, images("train", i), kept[i]) for i, d in enumerate(dataset.domains)]
     if split == "test" and (n := trained_on(folder, [side.held for side in own])):
         total = sum(len(side.held) for side in own)
         tools.leave_out(
@@ -177,6 +182,7 @@ def evaluate(
         except ConfigProblem as problem:  # images too small for its readers
             tools.leave_out(str(problem))
     missing_weights(tools)
+    stand_ins(own, tools)
     result["networks"] = {f.name: f.about for f in tools.features}
     for target, (trained, _) in tools.labels.items():
         result["networks"][f"classifier of labels of {sides[target].name}"] = reliability(trained)
@@ -225,6 +231,29 @@ def metrics_file(run: Path) -> Path:
 def root_name(root: str | tuple[str, ...] | None) -> str | list[str]:
     """The folders' names, not where they lie on this machine."""
     return Path(root or "").name if not isinstance(root, tuple) else [Path(r).name for r in root]
+
+
+def readable(held: Sequence[Images], pairs: bool, tools: Tools) -> list[Images]:
+    """Held-out images of each domain without those that cannot be read; of pairs both sides go."""
+    lost = [images.unreadable() for images in held]
+    if pairs:
+        lost = [set().union(*lost)] * len(lost)
+    if n := sum(map(len, lost)):
+        total = sum(map(len, held))
+        tools.leave_out(
+            f"{n} of {total} held-out images, which cannot be read{' (or their partners)' if pairs else ''}: "
+            "`unpaired data check` names them."
+        )
+    return [images.without(bad) for images, bad in zip(held, lost, strict=True)]
+
+
+def stand_ins(sides: Sequence[Side], tools: Tools) -> None:
+    """Tells of training images, real ones to compare with, in whose place others stood."""
+    n = sum(len(getattr(side.train.pictures, "bad", ())) for side in sides)
+    if n:
+        tools.leave_out(
+            f"{n} training image{'s' * (n > 1)} that cannot be read: the next ones stood in."
+        )
 
 
 # Domains ------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unpaired.checkpoint import RunFolder
 from unpaired.config import Data, Run, absolute, load
-from unpaired.data.batches import FilePictures, Pictures, ScenePictures, luminance
+from unpaired.data.batches import FilePictures, Pictures, ScenePictures, luminance, usable
 from unpaired.data.datasets import Dataset, open_dataset
 from unpaired.data.folders import Listing, content_hash
 from unpaired.data.intake import escape
@@ -52,6 +52,13 @@ class Images:
         """Those of these numbers, counted from 0."""
         places = [self.places[i] for i in numbers]
         return Images(self.pictures, self.size, self.channels, self.listing, places)
+
+    def without(self, numbers: Collection[int]) -> Images:
+        return self.at([i for i in range(len(self)) if i not in numbers])
+
+    def unreadable(self) -> set[int]:
+        """The numbers of those that cannot be read, in whose place `read` gives the next one. It reads all."""
+        return {i for i, place in enumerate(self.places) if not usable(self.pictures, place)}
 
     def pixels(self) -> Tensor:
         """All of them, (N, H, W, C) uint8."""
