@@ -245,3 +245,52 @@ def test_card_and_docstring(name):
         or "no official code" in text.lower()
     )
     assert {"paper", "small"} <= set(method.presets)
+
+
+PUBLISHED = {  # size, batch, steps; kind, rate, betas, weight decay of each optimizer; how the rate falls
+    "munit": ((256, 1, 1_000_000), {"default": ("adam", 1e-4, (0.5, 0.999), 1e-4)}, "steps"),
+    "unit": ((256, 1, 1_000_000), {"default": ("adam", 1e-4, (0.5, 0.999), 1e-4)}, "steps"),
+    "cyclegan": ((256, 1, 200_000), {"default": ("adam", 2e-4, (0.5, 0.999), 0)}, "linear"),
+    "pix2pix": ((256, 1, 200_000), {"default": ("adam", 2e-4, (0.5, 0.999), 0)}, "linear"),
+    "bicyclegan": ((256, 2, 200_000), {"default": ("adam", 2e-4, (0.5, 0.999), 0)}, "linear"),
+    "stargan_v2": (
+        (256, 8, 100_000),
+        {"default": ("adam", 1e-4, (0, 0.99), 1e-4), "F": ("adam", 1e-6, (0, 0.99), 1e-4)},
+        "constant",
+    ),
+    "tunit": (
+        (128, 32, 200_000),
+        {"default": ("rmsprop", 1e-4, None, 1e-4), "C": ("adam", 1e-4, (0.9, 0.999), 1e-3)},
+        "constant",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_paper_preset_is_the_published_schedule(name):
+    """Golden numbers come with optimizers of their own: these are what a run gets."""
+    run = resolve({"method": {"name": name}})
+    schedule, optimizers, decay = PUBLISHED[name]
+    assert (run.data.size, run.data.batch, run.train.steps) == schedule
+    assert run.optim.keys() == optimizers.keys()
+    for net, (kind, lr, betas, weight_decay) in optimizers.items():
+        o = run.optim[net]
+        assert (o.kind, o.lr, o.weight_decay, o.decay.kind) == (kind, lr, weight_decay, decay)
+        assert betas is None or o.betas == betas
+
+
+def test_a_translation_looks_like_its_own_source_to_the_perceptual_loss(monkeypatch):
+    """MUNIT's and UNIT's code compare with the image that was translated, not with one of the target domain."""
+    method, seen = tiny.build("munit", "method.lambda_vgg=1")[0], []
+    method.vgg = lambda x: seen.append(x) or x
+    batch = tiny.batch("munit")
+    D, G = method.updates(batch, tiny.step(1))
+    assert {"vgg_1", "vgg_2"} <= G.log.keys()
+    x_21, of_21, x_12, of_12 = seen
+    assert of_21 is batch["x_2"] and of_12 is batch["x_1"]
+    for x, own, other in ((x_21, method.G_1, method.G_2), (x_12, method.G_2, method.G_1)):
+        reached = [
+            torch.autograd.grad(x.sum(), g.mlp.parameters(), allow_unused=True, retain_graph=True)
+            for g in (own, other)
+        ]
+        assert any(g is not None for g in reached[0]) and all(g is None for g in reached[1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from unpaired.metrics import distances, matching, scores, table
+from unpaired.metrics import distances, evaluation, matching, rows, scores, table
 
 GOLDEN = golden_numbers.load("metrics")
 
@@ -230,3 +230,17 @@ def test_the_table_says_all_of_every_metric():
     assert table.metric("KID (squeezenet)").arrow == "↓" and table.metric("change").arrow == ""
     with pytest.raises(KeyError):
         table.metric("quality")
+
+
+# Protocols ----------------------------------------------------------------------------------------
+
+
+def test_protocols_make_as_many_outputs_and_pairs_as_the_papers():
+    munit, starganv2, tunit = (evaluation.PROTOCOLS[n] for n in ("munit", "starganv2", "tunit"))
+    assert munit.varied == (100, 38) and munit.pairs == "disjoint"
+    a, b = rows.pairs_of(38, munit.pairs)
+    assert len(a) == len(b) == 19 and sorted(a + b) == list(range(38))
+    assert starganv2.outputs == 10 and starganv2.varied == (None, 10)
+    assert len(set(zip(*rows.pairs_of(10, starganv2.pairs), strict=True))) == 45
+    assert tunit.outputs == 5
+    assert all(p.inputs is None and p.real is None for p in (munit, starganv2, tunit))  # all
