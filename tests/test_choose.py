@@ -9,6 +9,7 @@ from test_domains import paint
 
 from unpaired import choose, train
 from unpaired.cli import main
+from unpaired.errors import StorageProblem
 
 TINY = "method.style_dim=4 method.c_dim=4 method.dim=4 method.d_dim=4 method.mlp_dim=4 data.batch=4 method.queue=8"
 
@@ -89,3 +90,12 @@ def test_refusals(tmp_path, capsys):
         assert main(["domains", *words]) == 2
         said = capsys.readouterr().err
         assert said.startswith("unpaired: ") and said.count("\n") == 1
+
+
+def test_runs_that_cannot_be_read_are_not_begun_anew(tmp_path):
+    run = train.RunFolder(tmp_path / "K2-seed0")
+    run.create()
+    run.save(3, {}, {})
+    (run.checkpoints / "step-00000003" / "manifest.json").write_text("{}")
+    with pytest.raises(StorageProblem, match="no checkpoint"):
+        choose.trained(2, 0, ["scenes"], [], None, tmp_path, str)

@@ -32,7 +32,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -175,13 +175,12 @@ class RunFolder:
         tensors: Mapping[str, Tensor],
         state: Mapping[str, Any],
         keep: int = 2,
-        protect: Collection[int] = (),
     ) -> Path:
         """Write the checkpoint of `step`, then rotate; return its folder.
 
         tensors: strided, of any shape, device and memory format; they come back contiguous on the
         CPU, with equal values. state: what JSON can hold, under string keys; tuples come back as
-        lists. The newest `keep` checkpoints, the best one and the steps of `protect` stay.
+        lists. The newest `keep` checkpoints and the best one stay.
 
         Raises `StorageProblem` with the path and the bytes needed and free when the disk is full
         or fails; then nothing of this attempt remains and all earlier checkpoints do.
@@ -210,7 +209,7 @@ class RunFolder:
         finally:
             if os.path.lexists(temporary):
                 shutil.rmtree(temporary, ignore_errors=True)
-        self._rotate(step, keep, protect)
+        self._rotate(step, keep)
         return final
 
     def newest(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
@@ -242,19 +241,6 @@ class RunFolder:
                 "restore one from a copy, or start again with --fresh"
             )
         return None
-
-    def load(self, step: int) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-        """The checkpoint of one step, such as the best; `StorageProblem` if missing or damaged."""
-        bad: dict[Path, _Bad] = {}
-        for found, folder in self._candidates(bad):
-            if found == step:
-                try:
-                    return _load(folder)
-                except _Bad as problem:
-                    raise StorageProblem(
-                        f"the checkpoint {folder} cannot be read ({problem})"
-                    ) from problem
-        raise StorageProblem(f"{self.checkpoints} has no checkpoint of step {step}")
 
     def held(self) -> bool:
         """Whether a run is here. A config alone is none: its start was ended before anything was made."""
@@ -404,7 +390,7 @@ class RunFolder:
                 except OSError as error:
                     log.warning("cannot rename %s: %s", folder, error.strerror)
 
-    def _rotate(self, current: int, keep: int, protect: Collection[int]) -> None:
+    def _rotate(self, current: int, keep: int) -> None:
         """Remove older checkpoints. A failure costs disk space, never a checkpoint."""
         try:
             best = self.best()
@@ -414,7 +400,7 @@ class RunFolder:
         found = [(step, folder) for step, folder in self._candidates({})
                  if _OURS.fullmatch(folder.name)]  # fmt: skip
         newest = sorted({step for step, _ in found if step != current}, reverse=True)
-        kept = {current, best, *protect, *newest[: keep - 1]}
+        kept = {current, best, *newest[: keep - 1]}
         seen: set[int] = set()
         for step, folder in found:
             if step in kept and step not in seen:
@@ -483,18 +469,13 @@ def save_model(
     _write_atomic(path, _chunks(header, tensors), _size(header))
 
 
-def load_model(
-    path: str | os.PathLike[str], inside: str | os.PathLike[str] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights (on the CPU) and metadata of a file that may come from anyone. Runs no code of it.
 
-    inside: a folder that the file may not lie outside of once links are followed. Raises
-    `DataProblem` for a file that is missing, not a regular one, over the caps, malformed, damaged
-    or not finite.
+    Raises `DataProblem` for a file that is missing, not a regular one, over the caps, malformed,
+    damaged or not finite.
     """
     path = Path(path)
-    if inside is not None and not path.resolve().is_relative_to(Path(inside).resolve()):
-        raise DataProblem(f"{path} leads out of {inside}")
     try:
         with _open(path) as file:
             header = _read_header(path, file)
