@@ -39,8 +39,10 @@ def fit(config, path, **kw):
     return path
 
 
-def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
-    whole = fit(tiny.run(steps=6), tmp_path / "whole")
+@pytest.mark.parametrize("kind", ["adam", "rmsprop"])
+def test_resume_equals_uninterrupted(kind, tmp_path, monkeypatch):
+    config = tiny.run("munit", f"optim.default.kind={kind}", steps=6)
+    whole = fit(config, tmp_path / "whole")
     parts = tmp_path / "in parts ä"
     play = train.Trainer.play
 
@@ -51,12 +53,12 @@ def test_resume_equals_uninterrupted(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(train.Trainer, "play", terminated)
-        fit(tiny.run(steps=6), parts)
+        fit(config, parts)
     assert stop.value.code == 143
     assert RunFolder(parts).read_status()["status"] == "preempted"
     page = (parts / "index.html").read_text()
     assert "stopped (signal 15), step 4 of 6" in page and 'http-equiv="refresh"' not in page
-    fit(tiny.run(steps=6), parts, resume=True)
+    fit(config, parts, resume=True)
     assert weights(parts) == weights(whole)
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     steps = [r["step"] for r in RunFolder(parts).read_log()]
