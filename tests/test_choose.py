@@ -34,7 +34,12 @@ def test_a_table_and_a_page(tmp_path, capsys, monkeypatch):
     assert main([*command, "--out", str(out)]) == 0
     assert json.loads((out / "choose.json").read_text()) == rows
     other = [*command, "--out", str(out), "method.lambda_mi=4"]
-    for words, key in ((other, "lambda_mi"), ([*command[:5], str(out), *command[6:]], "data.root")):
+    labelled = [*command, "data.labels=folders"]
+    for words, key in (
+        (other, "lambda_mi"),
+        (labelled, "data.labels"),
+        ([*command[:5], str(out), *command[6:]], "data.root"),
+    ):
         assert main([*words, "--out", str(out)]) == 2  # nor taken for runs of other settings
         said = capsys.readouterr().err
         assert key in said and "another --out" in said and said.count("\n") == 1

@@ -105,9 +105,9 @@ def trained(
     folder = RunFolder(out / f"K{K}-seed{seed}")
     if (saved := folder.path / "config.yaml").is_file():
         begun = load(saved)
-        odd = changes(begun, run)
-        if begun.data.root != run.data.root:
-            odd.insert(0, f"data.root: {begun.data.root} -> {run.data.root}")
+        places = {k: (getattr(begun.data, k), getattr(run.data, k)) for k in ("root", "labels")}
+        odd = [f"data.{k}: {a} -> {b}" for k, (a, b) in places.items() if a != b]
+        odd += changes(begun, run)
         if odd:
             raise ConfigProblem(
                 f"{folder.path} holds a run of other settings ({'; '.join(odd[:3])}): choose another --out."
