@@ -18,11 +18,12 @@ REMEDIES = {  # for words that nobody asked for
     "translate": "; name one image, or a folder of images",
 }
 Command = Callable[[argparse.Namespace], int | None]
+Commands = argparse._SubParsersAction
 
 
 def train(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import RunFolder
-    from unpaired.config import changes, load
+    from unpaired.config import load
     from unpaired.data.intake import escape
     from unpaired.errors import ConfigProblem
     from unpaired.train import fit
@@ -43,24 +44,7 @@ def train(args: argparse.Namespace) -> None:
             raise ConfigProblem(
                 "--resume RUN goes on with the run's own config: leave the rest out, but for key=value."
             )
-        saved = saved_config(args.resume)
-        run = load(saved, settings)
-        if changed := changes(load(saved), run):
-            raise ConfigProblem(
-                f"--resume cannot change what the run is made of ({'; '.join(changed)}): start a new run from its "
-                f"networks by --init {quote(str(args.resume))}."
-            )
-        folder = RunFolder(args.resume)
-        done = max(folder.steps(), default=0)
-        if run.train.steps < done:
-            raise ConfigProblem(
-                f"{args.resume} has done {done} steps already, and train.steps={run.train.steps} is fewer: say "
-                "train.steps=N with more."
-            )
-        if done == run.train.steps and (folder.read_status() or {}).get("status") == "done":
-            say(f"All {done} steps are done already: say train.steps=N to go on.")
-            return
-        fit(run, folder, resume=True, allow_dataset_change=args.allow_dataset_change)
+        go_on(args.resume, settings, args.allow_dataset_change)
         return
     base: dict[str, object] = {}
     if args.method:
@@ -73,6 +57,32 @@ def train(args: argparse.Namespace) -> None:
     folder = RunFolder(args.out or unused(Path("runs"), run.method.name))
     say(f"Run folder: {folder.path}   page: {folder.path / 'index.html'}")
     fit(run, folder, init=args.init, fresh=args.fresh)
+
+
+def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> None:
+    from unpaired.checkpoint import RunFolder
+    from unpaired.config import changes, load
+    from unpaired.errors import ConfigProblem
+    from unpaired.train import fit
+
+    saved = saved_config(path)
+    run = load(saved, settings)
+    if changed := changes(load(saved), run):
+        raise ConfigProblem(
+            f"--resume cannot change what the run is made of ({'; '.join(changed)}): start a new run from its "
+            f"networks by --init {quote(str(path))}."
+        )
+    folder = RunFolder(path)
+    done = max(folder.steps(), default=0)
+    if run.train.steps < done:
+        raise ConfigProblem(
+            f"{path} has done {done} steps already, and train.steps={run.train.steps} is fewer: say train.steps=N "
+            "with more."
+        )
+    if done == run.train.steps and (folder.read_status() or {}).get("status") == "done":
+        say(f"All {done} steps are done already: say train.steps=N to go on.")
+        return
+    fit(run, folder, resume=True, allow_dataset_change=allow_dataset_change)
 
 
 def is_setting(word: str) -> bool:
@@ -280,7 +290,23 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--version", action="version", version=f"unpaired {__version__}")
     commands = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for words in (
+        train_words,
+        translate_words,
+        export_words,
+        serve_words,
+        report_words,
+        evaluate_words,
+        domains_words,
+        data_words,
+        methods_words,
+        weights_words,
+    ):
+        words(commands)
+    return p
 
+
+def train_words(commands: Commands) -> None:
     c = command(commands, "train", train, "learn to translate from folders of images")
     c.add_argument(
         "settings",
@@ -327,6 +353,8 @@ def parser() -> argparse.ArgumentParser:
         help="resume with other images than at the start",
     )
 
+
+def translate_words(commands: Commands) -> None:
     c = command(commands, "translate", translate, "translate an image or a folder")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument("images", type=Path, metavar="IMAGE|FOLDER")
@@ -380,12 +408,16 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--strict", action="store_true", help="fail if any image cannot be read")
 
+
+def export_words(commands: Commands) -> None:
     c = command(
         commands, "export", export, "write ONNX files, which run without torch and unpaired"
     )
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/export)")
 
+
+def serve_words(commands: Commands) -> None:
     c = command(commands, "serve", serve, "a page to play with models, and an HTTP API")
     c.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run folders or model.safetensors files"
@@ -410,6 +442,8 @@ def parser() -> argparse.ArgumentParser:
         help="other names that this server is asked under, such as that of a proxy",
     )
 
+
+def report_words(commands: Commands) -> None:
     c = command(commands, "report", report, "compare runs on one page")
     c.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     c.add_argument(
@@ -426,6 +460,8 @@ def parser() -> argparse.ArgumentParser:
         help="(default: report.html)",
     )
 
+
+def evaluate_words(commands: Commands) -> None:
     c = command(commands, "evaluate", evaluate, "measure a trained model")
     c.add_argument("run", type=Path, help="a run folder or a model.safetensors")
     c.add_argument(
@@ -464,6 +500,8 @@ def parser() -> argparse.ArgumentParser:
         help="where to write the figures (default: RUN/metrics.json, and the page of the run)",
     )
 
+
+def domains_words(commands: Commands) -> None:
     c = command(
         commands, "domains", domains, "look at the domains found without labels, and name them"
     )
@@ -490,6 +528,8 @@ def parser() -> argparse.ArgumentParser:
         "--labels", metavar="folders|CSV", help="true labels to compare with (docs/data.md)"
     )
 
+
+def data_words(commands: Commands) -> None:
     data = commands.add_parser(
         "data", help="look at a folder of images before training", description="Look at data."
     )
@@ -529,9 +569,13 @@ def parser() -> argparse.ArgumentParser:
         "--page", type=Path, metavar="FILE.html", help="write a page with the suspicious images"
     )
 
+
+def methods_words(commands: Commands) -> None:
     c = command(commands, "methods", methods, "list the methods, or every setting of one")
     c.add_argument("method", nargs="?", help="munit, ...: its settings, their values and meanings")
 
+
+def weights_words(commands: Commands) -> None:
     weights = commands.add_parser(
         "weights", help="bring in published weights", description="Bring in published weights."
     )
@@ -559,7 +603,6 @@ def parser() -> argparse.ArgumentParser:
         "--domains", nargs="+", metavar="NAME", help="names of its domains (default: a b ...)"
     )
     c.add_argument("--size", type=int, help="its training size (default: 256, or as the file says)")
-    return p
 
 
 def port(word: str) -> int:
@@ -578,9 +621,7 @@ def component(word: str) -> int:
     return number
 
 
-def command(
-    commands: argparse._SubParsersAction, name: str, function: Command, text: str
-) -> argparse.ArgumentParser:
+def command(commands: Commands, name: str, function: Command, text: str) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + "."
     )

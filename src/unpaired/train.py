@@ -197,21 +197,19 @@ def fit(
     with folder.lock(), signals() as asked:
         held = folder.held()
         if held and not (resume or fresh):
-            keep(folder)
+            spare(folder)
         trainer = Trainer(run, folder, say, held and fresh)
         lost, reached = 0, -1
 
         def ended(kind: str, reason: str, code: int | None = None) -> None:
-            if (
-                asked.begun or not held
-            ):  # a run that is refused to go on, or to give way, is what it was
-                trainer.status(kind, reason, code)
+            if not trainer.guest and (asked.begun or not resume):
+                trainer.status(kind, reason, code)  # else the run that is there is what it was
 
         try:
             trainer.begin(resume, init, allow_dataset_change)
+            asked.begun = True
             if fresh:  # nothing was wrong with the new run
                 trainer.set_aside()
-            asked.begun = True
             while True:
                 try:
                     trainer.train(asked)
@@ -236,7 +234,7 @@ def fit(
         except Stopped as stop:
             raise SystemExit(stop.code) from None
         except SystemExit as stop:  # a signal before training, or the second Ctrl-C
-            if asked.begun or resume or not held:
+            if not trainer.guest:
                 trainer.status("preempted", "stopped at once, without saving", int(stop.code or 0))
             raise stop
         except Problem as problem:
@@ -265,7 +263,7 @@ def stay_apart(run: Run, folder: RunFolder) -> None:
             )
 
 
-def keep(folder: RunFolder) -> None:
+def spare(folder: RunFolder) -> None:
     """Refuses to begin over a run."""
     if not folder.steps():
         folder.newest()  # refuses where there are checkpoints and none can be read
