@@ -202,6 +202,14 @@ def test_figures_that_are_damaged_are_one_sentence(runs, tmp_path, capsys):
     assert "metrics.json is damaged" in said and said.count("\n") == 1
 
 
+def test_a_list_of_images_that_is_damaged_is_one_sentence(runs, tmp_path, capsys):
+    run = shutil.copytree(runs / "munit", tmp_path / "run")
+    (run / "dataset.json").write_text('{"files": ')
+    assert main(["evaluate", str(run)]) == 74
+    said = capsys.readouterr().err
+    assert "dataset.json is damaged" in said and said.count("\n") == 1
+
+
 def test_figures_can_be_written_elsewhere(runs, tmp_path, capsys):
     """A run that is closed to us is measured, and what was measured before stays."""
     run = runs / "munit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unpaired.checkpoint import RunFolder
+from unpaired.checkpoint import RunFolder, read_json
 from unpaired.config import Data, Run, absolute, load
 from unpaired.data.batches import FilePictures, Pictures, ScenePictures, luminance, usable
 from unpaired.data.datasets import Dataset, open_dataset
@@ -210,6 +209,6 @@ def trained_on(folder: RunFolder | None, images: Sequence[Images]) -> int:
     path = folder.path / "dataset.json" if folder else None
     if path is None or not path.is_file():
         return 0
-    files = json.loads(path.read_bytes())["files"].values()
+    files = read_json(path, lambda record: record["files"].values())
     known = {content for split, _, _, _, content in files if split == "train"}
     return sum(c in known for part in images if part.listing is not None for c in part.contents())
