@@ -102,5 +102,6 @@ def test_runs_that_cannot_be_read_are_not_begun_anew(tmp_path):
     run.create()
     run.save(3, {}, {})
     (run.checkpoints / "step-00000003" / "manifest.json").write_text("{}")
+    run.status.write_text("{}")
     with pytest.raises(StorageProblem, match="no checkpoint"):
         choose.trained(2, 0, ["scenes"], [], None, tmp_path, str)

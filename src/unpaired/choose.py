@@ -112,10 +112,10 @@ def trained(
             raise ConfigProblem(
                 f"{folder.path} holds a run of other settings ({'; '.join(odd[:3])}): choose another --out."
             )
-    status = folder.read_status() if folder.path.exists() else None
-    if not status or status["status"] != "done" or status["step"] < run.train.steps:
+    status = folder.read_status() or {}
+    if status.get("status") != "done" or status.get("step", 0) < run.train.steps:
         say(f"{K} domains, seed {seed}: {run.train.steps} steps")
-        fit(run, folder, resume=bool(folder.path.exists() and folder.steps()), say=say)
+        fit(run, folder, resume=bool(folder.steps()), say=say)
     return folder.path
 
 
