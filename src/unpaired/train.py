@@ -384,7 +384,8 @@ class Trainer:
     def open(self, layout: str, unchanged: bool) -> Dataset:
         """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""
         run, path = self.run, self.folder.path / "dataset.json"
-        known = read_json(path, Fingerprint.from_json) if path.is_file() else None
+        began = path.is_file() and not self.guest
+        known = read_json(path, Fingerprint.from_json) if began else None
         dataset = open_dataset(run.data, layout, run.train.seed, self.report_bad, known)
         if (listing := dataset.listing) is None:
             return dataset
