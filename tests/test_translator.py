@@ -1,5 +1,7 @@
 """A trained model at work: the same answers from Python and the command line, for images of any size."""
 
+import json
+
 import numpy as np
 import odd_images
 import pytest
@@ -437,6 +439,32 @@ def test_a_model_file_that_says_nonsense_is_refused(run, tmp_path):
     save_model(file, tensors, {k: v for k, v in about.items() if k != "domains"})
     with pytest.raises(DataProblem, match="nothing usable"):
         Translator.load(file)
+
+
+def test_what_a_model_file_claims_takes_no_memory(run, tmp_path, monkeypatch):
+    """Networks and domains that its tensors do not bear out are refused before any is made."""
+    tensors, about = load_model(run / "model.safetensors")
+    file, config = tmp_path / "odd.safetensors", json.loads(about["config"])
+    wide = {"method": config["method"] | {"d_dim": 4096}}
+    deep = {"method": config["method"] | {"residuals": 64}}
+    built = []
+    empty = torch.empty
+
+    def noted(*args, **kw):
+        made = empty(*args, **kw)
+        built.append(0 if made.is_meta else made.numel())
+        return made
+
+    monkeypatch.setattr(torch, "empty", noted)
+    for claim, said in [
+        ({"config": json.dumps(config | wide)}, "further numbers"),
+        ({"config": json.dumps(config | deep)}, "body"),
+        ({"domains": json.dumps([str(i) for i in range(20_000)])}, "20000 domains"),
+    ]:
+        save_model(file, tensors, about | claim)
+        with pytest.raises(DataProblem, match=f"does not hold the networks.*{said}"):
+            Translator.load(file)
+    assert max(built, default=0) < 10_000
 
 
 def test_no_output_takes_the_place_of_another(run, tmp_path):

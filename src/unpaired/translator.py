@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -37,6 +37,9 @@ SHEET_DOMAINS = 8  # target domains that get sample sheets
 
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 Style = int | Picture | Tensor  # a seed, a reference image, or a style itself
+
+MOST_DOMAINS = 4096  # of a model file
+MOST_BESIDE = 2**30  # numbers of networks that are not in a model file, such as D
 
 
 class NotFinite(DataProblem):
@@ -98,18 +101,12 @@ class Translator:
                 f"{escape(file)} says nothing usable of itself: train or download it again."
             ) from None
         run = resolve(config)
-        method = run.build(domains, initialise=False)
-        nets = set(method.averaged.split())
-        own = {k: v for k, v in method.state_dict().items() if k.split(".")[0] in nets}
-        known = method.state_dict().keys()  # an imported model may hold its discriminators besides
-        odd = sorted((own.keys() - tensors.keys()) | (tensors.keys() - known)) or sorted(
-            k for k in own if own[k].shape != tensors[k].shape
-        )
-        if odd:
+        if odd := misfits(run, domains, tensors):
             raise DataProblem(
                 f"{escape(file)} does not hold the networks that its config describes "
                 f"({', '.join(odd[:3])}): train or download it again."
             )
+        method = run.build(domains, initialise=False)
         method.load_state_dict(tensors, strict=False)
         method.ema = torch.nn.ModuleDict()  # the file holds the averages already
         held = {name.split(".")[0] for name in tensors}
@@ -390,6 +387,22 @@ class Translator:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def misfits(run: Run, domains: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is lacking, left over or of another shape in a file, found before memory is taken for what it claims."""
+    if len(domains) > MOST_DOMAINS:
+        return [f"{len(domains)} domains"]
+    with torch.device("meta"):
+        method = run.build(domains, initialise=False)
+    known = method.state_dict()  # an imported model may hold its discriminators besides
+    averaged = set(method.averaged.split())
+    own = {k for k in known if k.split(".")[0] in averaged}
+    if odd := sorted((own - tensors.keys()) | (tensors.keys() - known.keys())):
+        return odd
+    odd = sorted(k for k in tensors if known[k].shape != tensors[k].shape)
+    beside = sum(p.numel() for k, p in method.named_parameters() if k not in tensors)
+    return odd or ([f"{beside} further numbers"] if beside > MOST_BESIDE else [])
 
 
 def room(x: Tensor) -> int:

@@ -313,7 +313,8 @@ class Flow(nn.Module):
         )
         self.theta = nn.Linear(dim, n * sum(self.parts))
         kaiming(self)
-        self.spread(apart)
+        if not self.theta.weight.is_meta:  # of which the shapes alone are asked for
+            self.spread(apart)
         nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(NODES))
         for name, x in {"nodes": nodes, "weights": weights / weights.sum()}.items():
             self.register_buffer(name, x.to(torch.get_default_dtype()), persistent=False)
