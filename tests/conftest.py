@@ -1,11 +1,9 @@
 import os
 
 import pytest
-import second_device
 import torch
 
 torch.set_num_threads(1)  # two workers share the cores
-second_device.register()  # torch asks for devices once, at the first backward pass
 # In fp32 on any machine; tests of bf16 say so.
 torch.cpu._is_amx_tile_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
 
