@@ -54,7 +54,7 @@ def training(method, data, *words):
         (translate("munit", "--styles", "0"), 2, ["--styles"]),
         (translate("munit", "--size", "2"), 2, ["--size"]),
         (translate("munit", "--size", "0"), 2, ["--size"]),
-        (translate("munit", "--size", "9999"), 65, ["a.png"]),  # and why, in the lines above
+        (translate("munit", "--size", "9999"), 2, ["--size", "40 megapixels"]),
         (translate("munit", "--seed", "-1"), 2, ["seed"]),
         (translate("munit", "--seed", str(2**64)), 2, ["seed"]),
         (

@@ -68,7 +68,8 @@ def translate_files(args: argparse.Namespace) -> int:
     if translator.device.type == "cpu":
         keep_freed()
     with Writer() as writer:
-        found = groups(translator, inputs(args.images, out, bad), args.size, bad)
+        alone = not args.images.is_dir()
+        found = groups(translator, inputs(args.images, out, bad), args.size, bad, alone)
         for group, made in translated(translator, found, ways, bad):
             for (to, k), pictures in made.items():
                 each, rows = len(pictures) // len(group), sheets[to, k]
@@ -229,9 +230,14 @@ class Prepared(NamedTuple):
 
 
 def groups(
-    translator: Translator, files: Iterable[tuple[Path, str]], size: int | None, bad: list[Path]
+    translator: Translator,
+    files: Iterable[tuple[Path, str]],
+    size: int | None,
+    bad: list[Path],
+    alone: bool,
 ) -> Iterator[list[Prepared]]:
-    """Images that are worth rendering together; those that cannot be used are told, and go to `bad`."""
+    """Images that are worth rendering together; those that cannot be used are told, and go to `bad`. Of one `alone` a
+    size that is too large is refused."""
     group: list[Prepared] = []
     for path, name in files:
         try:
@@ -241,6 +247,8 @@ def groups(
             skip(str(error), path, bad)
             continue
         except TooLarge as error:
+            if alone:
+                raise
             skip(f"{escape(path)}: {error}", path, bad)
             continue
         if odd:
