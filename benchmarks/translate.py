@@ -1,6 +1,6 @@
 """Translating many images under many styles, beside a plain loop; and from a cold start to the first file.
 
-    python benchmarks/translate.py               # 100 images of 256 px, 8 styles each: a quarter of an hour without matrix units
+    python benchmarks/translate.py    # 100 images of 256 px, 8 styles each: a quarter of an hour without matrix units
 
 The plain loop takes one image and one style at a time through the networks of plain.py, in fp32. Ours is
 `unpaired translate` on the folder, its start included, in the precision that `auto` chooses. Both read and write the
