@@ -73,8 +73,8 @@ FILES = {
 }
 CASES = [(name, ()) for name in tiny.METHODS] + [
     ("unit", ("method.shared=1", "data.size=[16,20]")),
-    ("cyclegan", ("method.noise=true",)),
-    ("dsm", ("method.flow=false",)),
+    pytest.param("cyclegan", ("method.noise=true",), marks=pytest.mark.slow),
+    pytest.param("dsm", ("method.flow=false",), marks=pytest.mark.slow),
 ]
 
 
