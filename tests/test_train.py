@@ -173,20 +173,22 @@ def test_the_best_is_kept_although_a_kill_came_before_its(lost, tmp_path, monkey
     assert load_model(tmp_path / "model-best.safetensors")[1]["step"] == "4"
 
 
+def third_not_finite(self, *args, generate=MUNIT.generate):
+    """The loss of the third step is NaN."""
+    update = generate(self, *args)
+    return update._replace(loss=update.loss * math.nan) if args[-1].index == 2 else update
+
+
 def test_a_skipped_step_is_in_the_log_once(tmp_path, monkeypatch):
     """Also where the run goes on from just before it."""
-    generate, play = MUNIT.generate, train.Trainer.play
-
-    def faulty(self, *args):
-        update = generate(self, *args)
-        return update._replace(loss=update.loss * math.nan) if args[-1].index == 2 else update
+    play = train.Trainer.play
 
     def killed(self, *args):
         if self.step == 3:
             raise KeyboardInterrupt
         return play(self, *args)
 
-    monkeypatch.setattr(MUNIT, "generate", faulty)
+    monkeypatch.setattr(MUNIT, "generate", third_not_finite)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "play", killed)
         fit(tiny.run(steps=4), tmp_path)
@@ -197,11 +199,7 @@ def test_a_skipped_step_is_in_the_log_once(tmp_path, monkeypatch):
 
 def test_going_back_is_in_the_log_once(tmp_path, monkeypatch):
     """Also where a kill comes before it was saved."""
-    generate, save = MUNIT.generate, train.Trainer.save
-
-    def faulty(self, *args):
-        update = generate(self, *args)
-        return update._replace(loss=update.loss * math.nan) if args[-1].index == 2 else update
+    save = train.Trainer.save
 
     def killed(self, *args):
         if self.rollbacks:
@@ -210,7 +208,7 @@ def test_going_back_is_in_the_log_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "MAX_SKIPPED", 1)
     monkeypatch.setattr(train, "MAX_ROLLBACKS", 1)
-    monkeypatch.setattr(MUNIT, "generate", faulty)
+    monkeypatch.setattr(MUNIT, "generate", third_not_finite)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "save", killed)
         fit(tiny.run(steps=4), tmp_path)

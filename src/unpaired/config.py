@@ -7,7 +7,6 @@ resolved config says everything; it is written into the run folder and into ever
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,12 +25,8 @@ from pydantic import (
 from torch.overrides import TorchFunctionMode
 
 from unpaired.errors import ConfigProblem
-from unpaired.method import Method, MethodConfig, Section, Shape
+from unpaired.method import Method, MethodConfig, Section, Shape, whole_path
 from unpaired.registry import find_method
-
-
-def whole_path(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def absolute(root: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:

@@ -86,12 +86,12 @@ class Step:
         return self.draw(name, "permutation", (n,)).to(like.device, non_blocking=True)
 
 
-def whole_path(path: Path) -> Path:
+def whole_path(path: str | os.PathLike[str]) -> str:
     """What is found from anywhere."""
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    return os.path.abspath(os.path.expanduser(path))
 
 
-File = Annotated[Path, AfterValidator(whole_path)]
+File = Annotated[Path, AfterValidator(lambda path: Path(whole_path(path)))]
 
 
 class Section(BaseModel):

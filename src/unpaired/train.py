@@ -202,7 +202,7 @@ def fit(
         lost, reached = 0, -1
 
         def ended(kind: str, reason: str, code: int | None = None) -> None:
-            if not trainer.guest and (asked.begun or not resume):
+            if not trainer.occupied and (asked.begun or not resume):
                 trainer.status(kind, reason, code)  # else the run that is there is what it was
 
         try:
@@ -234,7 +234,7 @@ def fit(
         except Stopped as stop:
             raise SystemExit(stop.code) from None
         except SystemExit as stop:  # a signal before training, or the second Ctrl-C
-            if not trainer.guest:
+            if not trainer.occupied:
                 trainer.status("preempted", "stopped at once, without saving", int(stop.code or 0))
             raise stop
         except Problem as problem:
@@ -302,12 +302,10 @@ class Trainer:
     """The state of one run: method, optimizers, data and where it stands."""
 
     def __init__(
-        self, run: Run, folder: RunFolder, say: Callable[[str], None], guest: bool = False
+        self, run: Run, folder: RunFolder, say: Callable[[str], None], occupied: bool = False
     ) -> None:
         self.run, self.folder, self.say = run, folder, say
-        self.guest = (
-            guest  # the folder still holds another run: nothing is written before `set_aside`
-        )
+        self.occupied = occupied  # by another run: nothing is written before `set_aside`
         self.bad: list[str] = []  # lines of bad_files.jsonl that are not written yet
         self.step = max(folder.steps(), default=0)
         self.skipped = self.failed_saves = 0
@@ -378,13 +376,13 @@ class Trainer:
     def set_aside(self) -> None:
         """Takes the folder from the run that it holds."""
         self.folder.start_fresh()
-        self.guest, self.step = False, 0
+        self.occupied, self.step = False, 0
         self.write_bad()
 
     def open(self, layout: str, unchanged: bool) -> Dataset:
         """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""
         run, path = self.run, self.folder.path / "dataset.json"
-        began = path.is_file() and not self.guest
+        began = path.is_file() and not self.occupied
         known = read_json(path, Fingerprint.from_json) if began else None
         dataset = open_dataset(run.data, layout, run.train.seed, self.report_bad, known)
         if (listing := dataset.listing) is None:
@@ -801,12 +799,12 @@ class Trainer:
 
     def report_bad(self, path: Path, reason: str) -> None:
         bad = self.folder.path / "bad_files.jsonl"
-        known = not self.guest and bad.exists()
+        known = not self.occupied and bad.exists()
         if known and json.dumps(str(path)) in bad.read_text(encoding="utf-8"):
             return
         self.say(f"Bad image, another stands in: {reason}")
         self.bad.append(json.dumps({"path": str(path), "reason": reason}) + "\n")
-        if not self.guest:
+        if not self.occupied:
             self.write_bad()
 
     def write_bad(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unpaired.checkpoint import RunFolder, load_model
-from unpaired.config import Run, nearest, resolve
+from unpaired.config import Run, nearest, portable, resolve
 from unpaired.data.batches import covering, luminance, spread
 from unpaired.data.datasets import Dataset
 from unpaired.data.intake import TRAIN, escape, read_image, upright_rgb
@@ -433,18 +433,13 @@ def metadata(run: Run, domains: Sequence[str], step: int) -> dict[str, str]:
     """What a model file says of itself."""
     import unpaired
 
-    config = run.model_dump(mode="json")
+    config = run.model_dump(mode="json") | {"method": portable(run.method)}
     root = config["data"]["root"]  # the folders' names, not where they lie on this machine
     config["data"]["root"] = (
         Path(root).name if isinstance(root, str) else [Path(r).name for r in root or ()]
     )
     if run.data.labels:
         config["data"]["labels"] = Path(run.data.labels).name
-    for key, value in run.method:  # files of weights that training needed
-        if isinstance(value, Path):
-            config["method"][key] = value.name
-        elif isinstance(value, tuple) and any(isinstance(v, Path) for v in value):
-            config["method"][key] = [Path(v).name for v in value]
     return {
         "format": FORMAT,
         "unpaired": unpaired.__version__,
