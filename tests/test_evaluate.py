@@ -217,15 +217,32 @@ def test_tunit_is_compared_with_labels_also_where_it_collapsed(tmp_path, data, m
         "ARI": 0,
         "cluster accuracy": pytest.approx(1 / 3, abs=1e-5),
     }
-    assert result["directions"] == [] and result["means"] == {}
+    assert {d["way"] for d in result["directions"]} == {"reference, by true labels"}
     assert "found domains" in (run / "index.html").read_text()
     monkeypatch.setattr(find_method("tunit"), "assign", by_brightness)
     monkeypatch.setattr(classifier, "STEPS", 100)
     result = unpaired.evaluate(run, protocol="tunit", say=quiet)
     assert result["networks"]["classifier"]["accuracy"] >= 0.9  # of the labels, all of them
-    for direction in result["directions"]:  # not: of the domain that has the number of a label
+    found, true = (
+        [d for d in result["directions"] if d["way"] == way]
+        for way in ("reference", "reference, by true labels")
+    )
+    for direction in found:  # not: of the domain that has the number of a label
         assert "target share (classifier)" not in direction["rows"]["model"]
-    assert {d["source"] for d in result["directions"]} <= {None, "domain_1", "domain_2", "domain_3"}
+    assert {d["source"] for d in found} <= {None, "domain_1", "domain_2", "domain_3"}
+    labels = sorted(path.name for path in (data / "test").iterdir())
+    assert [d["target"] for d in true] == labels and {d["source"] for d in true} == {None}
+    for direction in true:
+        target, counts = direction["target"], direction["counts"]
+        held = {label: len(list((data / "test" / label).rglob("*.png"))) for label in labels}
+        others = sum(n for label, n in held.items() if label != target)
+        assert counts["held out"] == held[target] and counts["inputs"] <= others
+        assert direction["rows"]["real images"]["target share (classifier)"] >= 0.8
+        assert 0 <= direction["rows"]["model"]["target share (classifier)"] <= 1
+    means = result["means"]["reference, by true labels"]["model"]
+    assert means["Frechet (classifier)"] == pytest.approx(
+        sum(d["rows"]["model"]["Frechet (classifier)"] for d in true) / len(true), rel=1e-4
+    )
 
 
 def test_found_domains_of_test_images_alone(tmp_path, data):
@@ -412,7 +429,7 @@ def test_a_list_of_labels_is_of_its_own_images(tmp_path, data):
 
 def test_distances_are_of_all_inputs():
     """SWD takes no more than 256 outputs, spread over all of them."""
-    d = rows.Direction("d", {}, 0, None, None)
+    d = rows.Direction(None, "d", {}, 0, None, None)
     meter = rows.Meter(
         d, rows.Tools(evaluation.PROTOCOLS["quick"], 0, torch.device("cpu"), quiet), 1000
     )

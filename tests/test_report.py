@@ -11,7 +11,7 @@ import tiny
 from PIL import Image
 from test_evaluate import write_images
 
-from unpaired import report, train
+from unpaired import page, report, train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
 from unpaired.metrics.features import sha256
@@ -194,9 +194,12 @@ def test_a_model_of_nans_is_told_beside_the_others(runs, tmp_path, monkeypatch):
     assert "cyclegan: the model gives NaN" in text and "munit: random styles" in text
 
 
-def test_figures_that_are_damaged_are_one_sentence(runs, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "text", ['{"format": ', "[]", f'{{"format": "{page.METRICS}", "step": 3}}']
+)
+def test_figures_that_are_damaged_are_one_sentence(runs, tmp_path, capsys, text):
     run = shutil.copytree(runs / "munit", tmp_path / "run")
-    (run / "metrics.json").write_text('{"format": ')
+    (run / "metrics.json").write_text(text)
     assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 74
     said = capsys.readouterr().err
     assert "metrics.json is damaged" in said and said.count("\n") == 1

@@ -151,6 +151,7 @@ def domains(folder: RunFolder) -> str:
 WAYS = {
     "latent": "random styles",
     "reference": "styles of references",
+    "reference, by true labels": "styles of references, by true labels",
     "output": "mean of directions",
 }
 

@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,14 +79,15 @@ def figures(models: Sequence[tuple[str, Translator]], runs: Sequence[Path]) -> s
     stale: dict[str, str] = {}
     for (name, _), run in zip(models, runs, strict=True):
         path = metrics_file(run)
-        measured = read_json(path, dict) if path.is_file() else {}
-        if measured.get("format") != page.METRICS:  # none, or of an earlier version
+        measured = read_json(path, figured) if path.is_file() else None
+        if measured is None:
             continue
-        if measured["model"]["sha256"] != sha256(model_file(run)):
-            stale[name] = f"{name} (measured at step {measured['step']})"
+        model, step, same, rows = measured
+        if model != sha256(model_file(run)):
+            stale[name] = f"{name} (measured at step {step})"
             continue
-        for way, rows in measured["means"].items():
-            tables.setdefault((way, *conditions(measured)), {})[name] = rows["model"]
+        for way, row in rows.items():
+            tables.setdefault((way, *same), {})[name] = row
     parts = ["<h2>Figures</h2>"]
     for (way, said, *_), rows in tables.items():
         title = f"{said}: {page.WAYS.get(way, way)}"
@@ -102,6 +103,23 @@ def figures(models: Sequence[tuple[str, Translator]], runs: Sequence[Path]) -> s
             f"<p class=soft>Trained on since they were measured: {html.escape(', '.join(stale.values()))}</p>"
         )
     return "".join(parts)
+
+
+class Figured(NamedTuple):
+    """What is used of a metrics.json: the model, its step, what comparable figures have in common, a row a way."""
+
+    model: str
+    step: int
+    same: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, float]]
+
+
+def figured(measured: Mapping[str, Any]) -> Figured | None:
+    """None for one of an earlier version."""
+    if measured.get("format") != page.METRICS:
+        return None
+    rows = {way: dict(rows["model"]) for way, rows in measured["means"].items()}
+    return Figured(measured["model"]["sha256"], measured["step"], conditions(measured), rows)
 
 
 def conditions(measured: Mapping[str, Any]) -> tuple[str, ...]:

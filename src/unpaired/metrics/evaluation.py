@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ PROTOCOLS = {
         Protocol("tunit", "each domain from all others, 5 references each", None, 5, None, (100, 6), "all", "target"),
     )
 }  # fmt: skip
+
+BY_LABELS = ", by true labels"  # a way's name where domains are found, but its directions are between labels
 
 
 def evaluate(
@@ -151,23 +153,27 @@ def evaluate(
         },
     }
     flip = settings.mirrors
-    if config.method_class().layout == "unlabelled":
-        if method.assign is None:  # labels tell the domains
-            sides = by_label(own[0], dataset.labels)
-        else:
-            result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
-        learn_domains(by_label(own[0], dataset.labels), flip, tools)
-        tools.domains = (
-            None  # it knows the labels: that an output is of a found domain it cannot say
-        )
+    found = config.method_class().layout == "unlabelled" and method.assign is not None
+    if (
+        config.method_class().layout == "unlabelled"
+    ):  # labels tell the domains, or judge the found ones
+        sides = classes = by_label(own[0], dataset.labels)
+        learn_domains(classes, flip, tools)
     else:
         sides = own
         learn_domains(sides, flip, tools)
         learn_labels(sides, flip, tools)
+    by_classes = replace(tools, made={})
+    if found:
+        result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
+        tools.domains = None  # it knows the labels, not the found domains
     result["directions"] = rows = []
     untrained = config.build(method.domains).eval().to(tools.device)
     for d, ways in directions(method, sides, tools):
         rows += measured(method, untrained, d, ways, paired, tools)
+    if found:
+        for d, ways in directions(method, classes, by_classes):
+            rows += measured(method, untrained, d, ways, paired, by_classes, BY_LABELS)
     if not rows:
         tools.leave_out(
             "every direction: fewer than two domains hold training and held-out images."
@@ -296,8 +302,10 @@ def directions(
                 most = (min(sizes) + max(sizes)) // 2
             share = None if most is None else max(1, most // len(group))
             inputs = {s: sides[s].held.some(share) for s in group}
-            name = f"{sides[group[0]].name if len(group) == 1 else 'others'} to {side.name}"
-            d = Direction(name, inputs, target, side.train.some(protocol.real), side.held)
+            source = sides[group[0]].name if len(group) == 1 else None
+            d = Direction(
+                source, side.name, inputs, target, side.train.some(protocol.real), side.held
+            )
             yield d, sorted(ways - {"mean"}) or ["output"]
 
 

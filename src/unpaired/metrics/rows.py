@@ -113,13 +113,18 @@ class Tools:
 
 
 class Direction(NamedTuple):
-    """Held-out inputs by their source, the target's training and held-out images."""
+    """Held-out inputs by their source, the target's training and held-out images; names of both, None: of several."""
 
-    name: str
+    source: str | None
+    to: str
     inputs: Mapping[int, Images]
     target: int
     real: Images
     held: Images
+
+    @property
+    def name(self) -> str:
+        return f"{self.source or 'others'} to {self.to}"
 
 
 class Side(NamedTuple):
@@ -230,8 +235,9 @@ def measured(
     ways: Iterable[str],
     paired: bool,
     tools: Tools,
+    of: str = "",
 ) -> list[dict[str, Any]]:
-    """One direction: for each way the model beside its floors and what real images score."""
+    """One direction: for each way the model beside its floors and what real images score. `of` goes with its name."""
     real = {f.name: vectors(f, d.real, tools) for f in tools.features}
     reals = at_most(d.real.some(WASSERSTEIN_IMAGES).tensor(tools.device), WASSERSTEIN_SIDE)
     truth = partners(d, paired or method.layout == "paired")
@@ -244,8 +250,7 @@ def measured(
         "real images": tools.once(("real images", d.target), genuine),
         "untranslated": of_images(d.inputs, d, tools, truth).row(real, reals),
     }
-    source = None if len(d.inputs) > 1 else method.domains[next(iter(d.inputs))]
-    about = {"name": d.name, "source": source, "target": method.domains[d.target]}
+    about = {"name": d.name, "source": d.source, "target": d.to}
     records = []
     for way in ways:
         begun = time.monotonic()
@@ -260,9 +265,11 @@ def measured(
             "held out": len(d.held),
         }
         seconds = round(time.monotonic() - begun, 1)
-        tools.say(f"Measured {escape(d.name)}, {way}: {seconds} s")
+        tools.say(f"Measured {escape(d.name)}, {way + of}: {seconds} s")
         rows = {name: round_row(row) for name, row in rows.items()}
-        records.append({**about, "way": way, "counts": counts, "rows": rows, "seconds": seconds})
+        records.append(
+            {**about, "way": way + of, "counts": counts, "rows": rows, "seconds": seconds}
+        )
     return records
 
 
