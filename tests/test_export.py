@@ -180,6 +180,7 @@ def test_the_example_translates_without_torch_and_us(tmp_path, capsys):
         ((picture, out, "--to", "outline", "--source", "outline"), 2, "no way from outline to outline"),
         ((picture, out, "--to", "outline", "--seed", "-1"), 2, "0 or more"),
         ((picture, tmp_path / "out", "--to", "outline"), 2, "name a .png"),
+        ((picture, tmp_path / "out.psd", "--to", "outline"), 2, "name a .png"),
         ((picture, tmp_path / "no" / "out.png", "--to", "outline"), 2, "a folder that exists"),
         ((text, out, "--to", "outline"), 1, "cannot be read as an image"),
         ((tmp_path / "none.png", out, "--to", "outline"), 1, "cannot be read as an image"),
@@ -264,7 +265,7 @@ def test_names_of_files_stay_apart(tmp_path):
     ways, codes = ((0, 1), (1, 0)), {0: None, 1: None}
     files, graphs = translations(t, ways, codes)
     assert len(graphs) == 2 and files["x"]["x-to-x"] != files["x-to-x"]["x"]
-    t.domains = t.method.domains = ("é" * 120, "è" * 120)
+    t.domains = t.method.domains = ("𝔞" * 60, "𝔟" * 60)
     assert all(len(name.encode()) < 200 for name in translations(t, ways, codes)[1])
 
 

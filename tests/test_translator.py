@@ -416,6 +416,33 @@ def test_results_stay_apart_from_the_images(run, photo, tmp_path, capsys):
         assert len(list((tmp_path / "out").iterdir())) == 3
 
 
+def test_results_may_go_to_a_folder_above_the_images(run, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.open(photo).save(tmp_path / "photos" / "a.png")
+    words = ["translate", str(run), "photos", "--to", "painted", "--styles", "1", "--out", "."]
+    for _ in range(2):
+        assert main(words) == 0
+        assert {p.name for p in tmp_path.glob("*.png")} == {"a-painted-00.png", "sheet-painted.png"}
+
+
+def test_names_as_long_as_names_may_be(run, photo, tmp_path):
+    """Of images, of both references, and of a domain, also in letters of four bytes."""
+    tensors, about = load_model(run / "model.safetensors")
+    long, wide = "x" * 251, "𝔞" * 62
+    model = tmp_path / "model.safetensors"
+    save_model(model, tensors, about | {"domains": json.dumps(["outline", "𝔞" * 300])})
+    for name in (long, wide, "b" + wide[1:]):
+        Image.open(photo).save(tmp_path / f"{name}.png")
+    ends = [str(tmp_path / f"{name}.png") for name in (wide, "b" + wide[1:])]
+    words = ["translate", str(model), "--to", "𝔞" * 300, "--steps", "2", "--interpolate", *ends]
+    for name in (long, wide):
+        out = tmp_path / f"out {name[0]}"
+        assert main([*words, "--out", str(out), str(tmp_path / f"{name}.png")]) == 0
+        assert len(list(out.glob(f"{name[:8]}*-between-*.png"))) == 2
+        assert len(list(out.glob("sheet-*.png"))) == 1
+
+
 def test_refusals(run, photo, tmp_path):
     t = Translator.load(run)
     for problem, words, call in [
@@ -480,6 +507,9 @@ def test_no_domain_takes_the_file_name_of_another():
     names = file_names(["a b", "a_b", "A b", "की", "का", "a_b_2", "🐱", "🐶"])
     assert names["a b"] == "a_b" and names["की"] == "की"
     assert len({name.casefold() for name in names.values()}) == 8
+    long = file_names([*"ab", "𝔞" * 99, "𝔞" * 98, "ä" * 30, "x" * 200 + "/", "x" * 200 + ":"])
+    assert len(set(long.values())) == 7 and long["ä" * 30] == "ä" * 30
+    assert all(len(name.encode()) <= 62 for name in long.values())
 
 
 def test_a_full_disk_ends_it_and_keeps_the_pictures_before(

@@ -36,7 +36,8 @@ def main() -> None:
         p.error(
             f"no way from {args.source} to {args.to}; there is: {', '.join(map(' to '.join, ways))}"
         )
-    if args.out.suffix.lower() not in Image.registered_extensions() or not args.out.parent.is_dir():
+    kind = Image.registered_extensions().get(args.out.suffix.lower())
+    if kind not in Image.SAVE or not args.out.parent.is_dir():
         p.error(f"{args.out} cannot be written: name a .png, in a folder that exists")
     if args.seed < 0:
         p.error("--seed: 0 or more")

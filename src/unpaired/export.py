@@ -37,7 +37,6 @@ from unpaired.checkpoint import write_atomic
 from unpaired.data.intake import escape, placed
 from unpaired.errors import ConfigProblem, Problem
 from unpaired.method import Method
-from unpaired.translate import short
 from unpaired.translator import Translator, file_names
 
 FORMAT = "unpaired export 1"
@@ -173,11 +172,6 @@ def directions(method: Method) -> dict[Way, frozenset[str]]:
     return found
 
 
-def names(t: Translator) -> list[str]:
-    """Of the domains, in names of files."""
-    return [short(name, 60) for name in file_names(t.domains).values()]
-
-
 def translations(
     t: Translator, ways: Iterable[Way], codes: Mapping[int, Tensor | None]
 ) -> tuple[dict[str, dict[str, str]], dict[str, Graph]]:
@@ -185,7 +179,7 @@ def translations(
 
     From a domain to itself only where that is the file of another way, or the only way.
     """
-    m, x, called = t.method, image(t, t.method.stride), names(t)
+    m, x, called = t.method, image(t, t.method.stride), file_names(t.domains)
     content = same({s: m.encode_content(x, s) for s in dict.fromkeys(s for s, _ in ways)})
     seen: dict[Way, Tensor] = {}
     for s, target in ways:
@@ -203,7 +197,7 @@ def translations(
         for word, side in (("from", 0), ("to", 1)):
             ends = {way[side] for way in group}
             if len(ends) == 1 and len(groups) > 1:
-                stem += f"-{word}-{called[ends.pop()]}"
+                stem += f"-{word}-{called[t.domains[ends.pop()]]}"
         file = f"{stem}.onnx"
         if file in graphs:
             file = f"{stem}_{len(graphs) + 1}.onnx"
@@ -234,7 +228,7 @@ def style_sources(
     t: Translator, kinds: Mapping[int, frozenset[str]], codes: Mapping[int, Tensor | None]
 ) -> tuple[dict[str, dict[str, Any] | None], dict[str, Graph]]:
     """What a style of each target may come from, None where there are no styles, and the graphs."""
-    m, x, called = t.method, image(t), names(t)
+    m, x, called = t.method, image(t), file_names(t.domains)
     found: dict[str, dict[str, Any] | None] = {}
     for target, of in kinds.items():
         found[t.domains[target]] = None
@@ -258,7 +252,7 @@ def style_sources(
         firsts = same(mapped)
         for target, first in firsts.items():
             one = len(set(firsts.values())) == 1
-            file = f"style-of-{name}{'' if one else f'-{called[first]}'}.onnx"
+            file = f"style-of-{name}{'' if one else f'-{called[t.domains[first]]}'}.onnx"
             entry = found[t.domains[target]]
             assert entry is not None
             entry[kind] = file
@@ -271,14 +265,14 @@ def style_sources(
 
 
 def image(t: Translator, stride: int = 1) -> Tensor:
-    """Noise, as large as images in training, or the next multiple of a stride."""
+    """(1, C, H, W) of noise, as large as images in training, or the next multiple of a stride."""
     h, w = (stride * -(-side // stride) for side in t.run.data.hw)
     generator = torch.Generator().manual_seed(0)
     return torch.rand(1, t.run.data.channels, h, w, generator=generator) * 2 - 1
 
 
 def noise_of(m: Method, target: int) -> Tensor:
-    """From far out to far out: DSM's spline ends at 5."""
+    """(1, latent_dim), from far out to far out: DSM's spline ends at 5."""
     if not (dim := m.latent_dim(target)):
         raise ConfigProblem(
             f"{m.name} cannot be exported: its random styles are not made of noise: give it latent_dim and map_latent."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import os
 from collections import deque
@@ -31,9 +30,11 @@ from unpaired.translator import (
     file_names,
     linspace,
     room,
+    short,
 )
 
 SHEET_ROWS = 24
+LONGEST = 240  # bytes of a picture's file name before its number; systems allow 255
 PENDING = 64  # pictures that wait to be written
 ALL = -1  # `--component all`
 Rows = list[list[Image.Image | None]]
@@ -42,7 +43,10 @@ K = TypeVar("K")
 
 
 def translate_files(args: argparse.Namespace) -> int:
-    """Translates `args.images`; returns 65 where no image, or with --strict not every image, could be read."""
+    """Translates `args.images`; returns 65 where with --strict not every one could be.
+
+    Raises `DataProblem` where none could be.
+    """
     check_options(args)
     if args.run.is_file() and (args.images / "model.safetensors").is_file():
         raise ConfigProblem(
@@ -60,9 +64,20 @@ def translate_files(args: argparse.Namespace) -> int:
         raise ConfigProblem(
             f"--to all: say --source, the domain of the images: {' or '.join(targets)}."
         )
-    sheets = {(to, k): Rows() for to in targets for k in components(translator, to, args)}
+    ways: dict[tuple[str, int | None], Way] = {}
+    lacking: list[ConfigProblem] = []
+    for to in targets:
+        for k in components(translator, to, args):
+            try:
+                ways[to, k] = request(translator, to, k, args)
+            except ConfigProblem as problem:  # such as a found domain without a mean style
+                lacking.append(problem)
+    if lacking and not (everywhere and ways):
+        raise lacking[0]
+    for lack in lacking:
+        say(f"Left out: {lack}")
+    sheets = {key: Rows() for key in ways}
     files = file_names(translator.domains)
-    ways = {(to, k): request(translator, to, k, args) for to, k in sheets}
     bad: list[Path] = []
     done = 0
     if translator.device.type == "cpu":
@@ -76,8 +91,9 @@ def translate_files(args: argparse.Namespace) -> int:
                 which = files[to] + way(k, args)
                 for i, one in enumerate(group):
                     outputs = pictures[i * each : (i + 1) * each]
+                    stem = short(one.name, LONGEST - len(os.fsencode(which)))
                     for j, output in enumerate(outputs):
-                        writer.add(placed(out / f"{one.name}-{which}-{j:02d}.png"), output)
+                        writer.add(placed(out / f"{stem}-{which}-{j:02d}.png"), output)
                     if len(rows) < SHEET_ROWS:
                         rows.append([enlarged(to_images(one.x)[0]), *map(enlarged, outputs)])
             done += len(group)
@@ -85,7 +101,7 @@ def translate_files(args: argparse.Namespace) -> int:
         raise DataProblem(
             f"No image of {escape(args.images)} could be translated: see the lines above."
         )
-    for to in targets:
+    for to in dict.fromkeys(to for to, _ in ways):
         pages = [
             sheet(rows, captions(args), f"to {to}" + ("" if k is None else f"   component {k}"))
             for (of, k), rows in sheets.items()
@@ -193,32 +209,26 @@ def inputs(path: Path, out: Path, bad: list[Path]) -> Iterator[tuple[Path, str]]
     if not path.exists():
         raise ConfigProblem(f"There is no {escape(path)}: name an image or a folder of images.")
     if not path.is_dir():
-        yield path, short(path.stem)
+        yield path, path.stem
         return
-    if path.resolve() == out.resolve():
+    results, folder = out.resolve(), path.resolve()
+    if folder == results:
         raise ConfigProblem(
             f"--out {escape(out)} is the folder of the images: name another, so that results stay apart from them."
         )
-    results, folder = out.resolve(), os.path.abspath(path)
     files, unusable = images_below(path)
     for skipped, reason in unusable:
         skip(f"{escape(skipped)}: {reason}", skipped, bad)
     taken: set[str] = set()
     for file in files:
-        if file.resolve().is_relative_to(results):
+        if file.resolve().is_relative_to(results) and not folder.is_relative_to(results):
             continue  # what an earlier call has written
-        name = short("-".join(file.relative_to(folder).with_suffix("").parts))
+        name = "-".join(file.relative_to(os.path.abspath(path)).with_suffix("").parts)
         longer = f"{name}-{file.suffix[1:]}"
         names = itertools.chain((name, longer), (f"{longer}-{n}" for n in itertools.count(2)))
         name = next(n for n in names if n not in taken)
         taken.add(name)
         yield file, name
-
-
-def short(name: str, most: int = 150) -> str:
-    """`name`, or its beginning and a digest where a file name could not hold it and what is added to it."""
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return name if len(os.fsencode(name)) <= most else f"{name[:30]}-{digest[:12]}"
 
 
 class Prepared(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -277,6 +279,7 @@ class Translator:
 
     @torch.inference_mode()
     def style(self, style: Style, target: int, source: int) -> Tensor:
+        """The style (1, ...) of a seed or of a reference image; one that is given, as it is."""
         ways = self.method.styles(source, target)
         if isinstance(style, Tensor):
             return style.to(self.device)
@@ -346,6 +349,7 @@ class Translator:
         return self.tensor(array[y : y + h, x : x + w])
 
     def tensor(self, array: np.ndarray) -> Tensor:
+        """(H, W, C) uint8 -> (1, C, H, W) in [-1, 1], on the device."""
         return from_array(array).to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -528,12 +532,22 @@ def safe(name: str) -> str:
     return "".join(c if fit else "_" for c, fit in zip(name, fits, strict=True))
 
 
+def short(name: str, most: int) -> str:
+    """`name`, or its beginning and a digest where it has more than `most` bytes."""
+    data = os.fsencode(name)
+    if len(data) <= most:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    return f"{data[: most - 13].decode(errors='ignore')}-{digest}"
+
+
 def file_names(domains: Sequence[str]) -> dict[str, str]:
-    """A file name for each of a model's domains; one that an earlier domain has, whatever the case, gets its number."""
+    """A file name for each of a model's domains, of some 60 bytes at most; one that an earlier domain has, whatever the
+    case, gets its number."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for number, domain in enumerate(domains, 1):
-        name = safe(domain)
+        name = short(safe(domain), 60)
         while name.casefold() in taken:
             name += f"_{number}"
         taken.add(name.casefold())
