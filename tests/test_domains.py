@@ -1,16 +1,20 @@
 """The domains that are found without labels: looked at, named, translated to."""
 
+import html
 import json
+import os
 import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 from unpaired import Translator, domains, train
-from unpaired.checkpoint import RunFolder
+from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
 from unpaired.config import load
 from unpaired.data.datasets import open_dataset
@@ -88,9 +92,52 @@ def test_other_images_and_a_model_file_alone(run, tmp_path, capsys):
     model = other / "model.safetensors"
     model.write_bytes((run / "model.safetensors").read_bytes())
     assert main(["domains", str(model), "--data", str(paint(tmp_path / "neu"))]) == 0
-    assert json.loads((other / "domains.json").read_text())["splits"]["train"]["images"] == 12
+    record = json.loads((other / "model.domains.json").read_text())
+    assert record["splits"]["train"]["images"] == 12 and (other / "model.domains.html").is_file()
     assert main(["domains", str(model), "--name", "2=tabby"]) == 0
     assert Translator.load(model).domains[1] == "tabby"
+
+
+def test_another_model_takes_no_page_from_the_run(run, made):
+    """Nor its names, which going on takes up."""
+    assert main(["domains", str(run), "--name", "2=tabby"]) == 0
+    other = shutil.copy(made[0] / "model.safetensors", run / "older.safetensors")
+    assert main(["domains", str(other), "--data", str(made[1])]) == 0
+    assert domains.saved_names(run)[1] == "tabby" and not (run / "domains.html").exists()
+
+
+def test_a_run_that_came_without_its_config(run, made, capsys):
+    (run / "config.yaml").unlink()
+    assert main(["domains", str(run)]) == 2
+    assert "say --data DIR" in capsys.readouterr().err
+    assert main(["domains", str(run), "--data", str(made[1])]) == 0
+    assert (run / "domains.html").is_file()
+
+
+def test_what_cannot_be_written_is_told_before_the_looking(run, monkeypatch, capsys):
+    monkeypatch.setattr(domains, "look", lambda *args: 1 / 0)
+    (run / "domains.html").mkdir()
+    assert main(["domains", str(run)]) == 73
+    said = capsys.readouterr().err
+    assert "domains.html cannot be written" in said and said.count("\n") == 1
+
+
+def test_commands_on_the_page_can_be_copied(run):
+    """With names of several words, and of the largest domain, which has a mean style."""
+    words = [f"{k}=Katze {k}" for k in (1, 2, 3)]
+    assert main(["domains", str(run), "--name", *words]) == 0
+    assert main(["domains", str(run)]) == 0
+    sizes = json.loads((run / "domains.json").read_text())["splits"]["train"]["sizes"]
+    page = html.unescape((run / "domains.html").read_text())
+    largest = f"'Katze {np.argmax(sizes) + 1}'"
+    assert f"unpaired translate {shlex.quote(str(run))} IMAGE --to {largest}<" in page
+
+
+def test_labels_that_are_not_utf_8(run, tmp_path):
+    data = paint(tmp_path / "neu")
+    os.rename(data / "train" / "rot", data / "train" / os.fsdecode(b"r\xf6t"))
+    assert main(["domains", str(run), "--data", str(data), "--labels", "folders"]) == 0
+    assert r"r\udcf6t" in (run / "domains.html").read_text()
 
 
 def test_images_that_are_all_of_a_test_split(run, tmp_path):
@@ -189,6 +236,29 @@ def test_methods_that_find_no_domains_are_refused(tmp_path, capsys):
     assert main(["domains", str(tmp_path / "run"), "--name", "1=dogs"]) == 2
     assert "munit is told its domains" in capsys.readouterr().err
     assert Translator.load(tmp_path / "run").domains == ("outline", "painted")
+
+
+def test_to_all_leaves_domains_without_a_mean_style_out(run, made, tmp_path, capsys):
+    tensors, about = load_model(run / "model.safetensors")
+    image, out = next((made[1] / "test" / "rot").iterdir()), tmp_path / "out"
+    words = ["translate", str(run), str(image), "--to", "all", "--out", str(out)]
+    for counts, kept in (([1, 0, 1], {"domain_1", "domain_3"}), ([0, 0, 0], set())):
+        save_model(
+            run / "model.safetensors",
+            tensors | {"C.count": torch.tensor(counts).to(tensors["C.count"])},
+            about,
+        )
+        assert main(words) == (0 if kept else 2)
+        said = capsys.readouterr()
+        if kept:
+            assert "Left out: Domain domain_2 has no mean style" in said.out
+            assert {p.name for p in out.iterdir()} == {
+                f"{name}.png" for d in kept for name in (f"{image.stem}-{d}-00", f"sheet-{d}")
+            }
+        else:
+            assert "Domain domain_1 has no mean style" in said.err and said.err.count("\n") == 1
+    assert main([*words, "--style-from", str(image)]) == 0
+    assert len(list(out.glob("sheet-*-from-*.png"))) == 3
 
 
 def test_a_domain_without_images_has_no_mean_style(run):

@@ -74,7 +74,7 @@ def choose(
     said = ["--preset", preset or "small", "--data", *data, *settings]
     go_on = [f"Go on from the best run of {row['K']} domains: {on_from(row, said)}" for row in rows]
     text = page.document("How many domains?", document(rows, go_on))
-    write_atomic(out / "choose.html", text.encode())
+    write_atomic(out / "choose.html", text.encode(errors="backslashreplace"))
     head = "   K  information/log K    stability (ARI)  domains in use  best run"
     return "\n".join([head, *map(line, rows), *go_on])
 

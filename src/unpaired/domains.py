@@ -1,7 +1,8 @@
 """The domains that a method found without labels: `unpaired domains RUN` looks at them and names them.
 
 `domains.html` in the run folder shows sizes, typical images, a map of styles, and the agreement with true labels
-where there are any; `domains.json` holds the same figures and the names, which are in model.safetensors too.
+where there are any; `domains.json` holds the same figures and the names, which are in model.safetensors too. Those of a
+model file alone lie beside it, `model.domains.html`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import html
 import io
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from unpaired.checkpoint import RunFolder, load_model, read_json, save_model, wr
 from unpaired.config import Data, load, nearest
 from unpaired.data.batches import Pictures
 from unpaired.data.datasets import open_dataset
-from unpaired.data.intake import escape
+from unpaired.data.intake import escape, placed
 from unpaired.errors import ConfigProblem
 from unpaired.metrics.matching import assign, clustering
 from unpaired.translator import Translator
@@ -107,7 +109,8 @@ def finder(path: Path) -> Translator:
     translator = Translator.load(path)
     if getattr(translator.method, "assign", None) is None:
         raise ConfigProblem(
-            f"{translator.run.method.name} is told its domains: name a run of a method that finds them, such as tunit."
+            f"{translator.run.method.name} is told its domains: name a run that found them, such as one of tunit "
+            "without method.labels=all."
         )
     return translator
 
@@ -115,13 +118,16 @@ def finder(path: Path) -> Translator:
 def report(
     path: Path, data: Sequence[str] | None, labels: str | None, say: Callable[[str], None]
 ) -> Path:
-    """Writes `domains.html` and `domains.json` of a run folder, or beside a model file; returns the page.
+    """Writes `domains.html` and `domains.json` of a run folder, or those beside a model file; returns the page.
 
     data: other images than those of the run. labels: "folders" or a CSV, in the place of the run's `data.labels`.
     """
     translator = finder(path)
-    if path.is_dir():
-        settings = load(path / "config.yaml").data.model_dump()  # where the images lie
+    page_file = path / "domains.html" if path.is_dir() else path.with_suffix(".domains.html")
+    for file in (page_file, page_file.with_suffix(".json")):
+        placed(file)  # before the looking, which takes minutes
+    if (config := path / "config.yaml").is_file():
+        settings = load(config).data.model_dump()  # where the images lie
     elif data:
         settings = translator.run.data.model_dump() | {"domains": None}
     else:
@@ -132,12 +138,11 @@ def report(
     dataset = open_dataset(
         Data.model_validate(settings), "unlabelled", translator.run.train.seed, bad(say)
     )
-    folder = path if path.is_dir() else path.parent
     found = {s: look(translator, p) for s, (p,) in dataset.splits.items() if len(p)}
     names = translator.domains
     record: dict[str, Any] = {"names": list(names), "step": translator.step, "splits": {}}
     record["splits"] = {s: figures(f, names, dataset.labels) for s, f in found.items()}
-    write_atomic(folder / "domains.json", json.dumps(record, indent=1).encode())
+    write_atomic(page_file.with_suffix(".json"), json.dumps(record, indent=1).encode())
     first = next(iter(found))  # training images, where there are any
     for sentence in concerns(record["splits"][first]["sizes"], names):
         say(sentence)
@@ -146,8 +151,9 @@ def report(
             said = ", ".join(f"{k} {v:.3f}" for k, v in agreement.items())
             say(f"{split}, {measured['labelled']} images with a label: {said}")
     body = document(path, record, first, found[first], dataset.splits[first][0], translator)
-    write_atomic(folder / "domains.html", page.document(f"Domains of {path.name}", body).encode())
-    return folder / "domains.html"
+    text = page.document(f"Domains of {path.name}", body)
+    write_atomic(page_file, text.encode(errors="backslashreplace"))  # names need not be UTF-8
+    return page_file
 
 
 def bad(say: Callable[[str], None]) -> Callable[[Path, str], None]:
@@ -167,14 +173,16 @@ def document(
 ) -> str:
     names, figures = record["names"], record["splits"][split]
     sizes, total = figures["sizes"], max(figures["images"], 1)
-    where = html.escape(str(path))
+    where, largest = (
+        html.escape(shlex.quote(word)) for word in (str(path), names[int(np.argmax(sizes))])
+    )
     parts = [
         f"<h1>Domains <span class=soft>· {html.escape(path.name)}</span></h1>",
         f"<p class=soft>Found by {html.escape(t.run.method.name)} at step {record['step']} in {total} {split} images"
         f"{f' of {len(pictures)}, evenly chosen' if total < len(pictures) else ''}.</p>",
         *(f"<p><b>{html.escape(s)}</b></p>" for s in concerns(sizes, names)),
         f"<p>Name them: <code>unpaired domains {where} --name 1=tabby 2=siamese</code><br>"
-        f"Translate: <code>unpaired translate {where} IMAGE --to {html.escape(names[0])}</code>, with the mean style "
+        f"Translate: <code>unpaired translate {where} IMAGE --to {largest}</code>, with the mean style "
         "of the domain, or with <code>--style-from REF</code>.</p>",
         "<style>.typical img { width: 64px; image-rendering: pixelated; margin-right: 3px }"
         "svg { max-width: 640px } td.hit { font-weight: bold }</style>",
