@@ -1,6 +1,7 @@
 """How many domains: the first stage for each K, two figures, resumable."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_equal_groups_give_full_information(monkeypatch, tmp_path):
         ([(0 * y, 0.0), (y, np.log(4)), (0 * y, 0.0)], [0.0, 1.0, 0.0], 1 / 3),
     ):
         given = iter(runs)
-        monkeypatch.setattr(choose, "trained", lambda *args: tmp_path)
+        monkeypatch.setattr(choose, "trained", lambda *args: Path(os.fsdecode(b"not \xff UTF-8")))
         monkeypatch.setattr(choose, "measured", lambda path, given=given: next(given))
         choose.choose([4], ["x"], [], None, tmp_path, print)
         (row,) = json.loads((tmp_path / "choose.json").read_text())
