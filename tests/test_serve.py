@@ -23,6 +23,7 @@ import odd_images
 import pytest
 import tiny
 from PIL import Image
+from serving.browser import COMMAND, Browser
 
 from unpaired import Translator, train
 from unpaired.checkpoint import RunFolder
@@ -294,6 +295,23 @@ def test_every_method(method, tmp_path):
     assert refused == (None if "latent" in way["styles"] else "no_random_styles")
 
 
+def test_a_style_for_a_domain_without_a_mean_style(tmp_path):
+    """Such as that of an image, sent back to see the way between two."""
+    from test_export import saved
+
+    from unpaired.serve.paint import Painter
+
+    saved(tmp_path, "tunit")
+    t = Translator.load(tmp_path, device="cpu")
+    image = odd_images.picture()
+    ask = {"verb": "translate", "model": "x", "to": t.domains[2], "source": None, "size": None}
+    ask |= {"styles": 8, "seed": 0, "shapes": [image.shape]}
+    refused = Painter({"x": t}).handle(ask | {"style": None}, [image.tobytes()])[0]
+    assert "has no mean style" in refused["message"]
+    answer, images = Painter({"x": t}).handle(ask | {"style": [[0.5] * 4]}, [image.tobytes()])
+    assert answer["styles"] == [[0.5] * 4] and len(images) == 1
+
+
 def test_hundreds_of_domains_take_little_to_describe(tmp_path):
     from test_export import saved
 
@@ -339,6 +357,161 @@ def test_the_page_needs_nothing_from_elsewhere(ok):
     assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=", page)
     script = ok.request("GET", "/static/studio.js")[2].decode()
     assert "http://" not in script and "https://" not in script and "innerHTML" not in script
+
+
+# The page, in a browser ----------------------------------------------------------------------------------------------
+
+PAGE = """
+window.asked = [];
+window.faulty = () => null;  // a promise in place of the server's answer
+const ask = window.fetch;
+window.fetch = (path, options) => (asked.push(path), faulty(path, options) ?? ask(path, options));
+window.later = (...asked) => new Promise((go) => (window.release = go)).then(() => ask(...asked));
+window.refused = (code) => {
+  const body = JSON.stringify({ error: { code, message: `Refused: ${code}.`, request_id: "1" } });
+  return Promise.resolve(new Response(body, { status: 503, headers: { "Retry-After": "1" } }));
+};
+window.urls = new Set();
+const [create, revoke] = [URL.createObjectURL, URL.revokeObjectURL];
+URL.createObjectURL = (file) => (urls.add(create(file)), [...urls].at(-1));
+URL.revokeObjectURL = (url) => (urls.delete(url), revoke(url));
+window.choose = async (id, ...names) => {
+  const list = new DataTransfer();
+  for (const name of names) {
+    const canvas = new OffscreenCanvas(32, 32);
+    canvas.getContext("2d").fillRect(4, 4, 9, 9);
+    const type = name.endsWith("png") ? "image/png" : "text/plain";
+    list.items.add(new File([await canvas.convertToBlob()], name, { type }));
+  }
+  document.getElementById(id).files = list.files;
+  document.getElementById(id).dispatchEvent(new Event("change"));
+};
+window.$ = (id) => document.getElementById(id);
+window.says = () => $("status")?.textContent;
+window.done = (n) => $("results").children.length === n && !$("results").inert && !$("blend").inert;
+window.press = (...ids) => ids.forEach((id) => $(id).click());
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(server, tmp_path_factory):
+    if not COMMAND:
+        pytest.skip("needs Chromium")
+    browser = Browser("about:blank", tmp_path_factory.mktemp("profile"), PAGE)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    browser.call("Page.navigate", url=f"http://127.0.0.1:{server.port}/")
+    browser.until("window.says && says() === 'Choose an image to translate.'")
+    return browser
+
+
+def test_page_gives_back_what_it_shows(page):
+    page.run("choose('file', 'a.png')")
+    page.until("done(8)")
+    assert page.run("says()").startswith("8 results in")
+    assert page.run("urls.size") == 9
+    for name in "bc":
+        page.run(f"choose('file', '{name}.png')")
+        page.until(f"done(8) && $('large').alt.startsWith('{name}.png')")
+    assert page.run("urls.size") == 9
+
+
+def test_page_an_example_that_comes_late(page):
+    """What was taken last is shown, and a picture that was not awaited is none of its own."""
+    page.run(
+        "faulty = (path, options) => path.includes('example') ? later(path, options) : null, 0"
+    )
+    page.run("press('example')")
+    page.until("window.release && says() === 'Fetching an example …'")
+    page.run("choose('file', 'mine.png')")
+    page.until("done(8)")
+    page.run("release()")
+    time.sleep(0.5)
+    assert page.run("$('input-name').textContent") == "mine.png"
+    assert page.run("asked.filter((path) => path.endsWith('translate')).length") == 1
+
+
+def test_page_tries_again_what_failed(page):
+    """And by itself only where it was not the request's doing."""
+    page.run("faulty = (path) => path.includes('example') ? refused('worker_died') : null, 0")
+    page.run("press('example')")
+    page.until("says() === 'Refused: worker_died.' && !$('retry').hidden")
+    page.run("faulty = (path) => asked.length < 4 ? refused('busy') : null, 0")
+    page.run("press('retry')")
+    page.until("says().includes('Trying again in 1 s')")
+    page.until("done(8)")
+    assert page.run("$('retry').hidden")
+
+
+def test_page_takes_all_style_images_or_none(page):
+    page.run("choose('file', 'a.png')")
+    page.until("done(8)")
+    page.run("document.querySelector('[value=reference]').click()")
+    page.until("says() === 'Add an image whose style to take.'")
+    for files, text in (
+        (["b.png", "notes.txt"], "notes.txt is not"),
+        (["b.png"] * 17, "At most 16"),
+    ):
+        page.run(f"choose('reference-file', ...{files})")
+        page.until(f"says().startsWith('{text}')")
+        time.sleep(0.5)
+        assert page.run("says()").startswith(text) and page.run("$('retry').hidden")
+        assert page.run("$('references').children.length") == 0
+    page.run("choose('reference-file', 'b.png', 'c.png')")
+    page.until("done(2)")
+
+
+def test_page_sliders_stay_while_results_come(page):
+    page.run("choose('file', 'a.png')")
+    page.until("done(8)")
+    page.run("document.querySelector('[value=reference]').click()")
+    page.until("done(0)")
+    page.run(
+        "n = 0, faulty = (path, options) => path.endsWith('translate') && ++n == 2 ? later(path, options) : null, 0"
+    )
+    page.run("choose('reference-file', 'b.png', 'c.png')")
+    page.until("window.release && $('results').children.length === 1 && !$('panel').inert")
+    page.run(
+        "slider = $('slider-list').querySelector('input'), slider.value = 2, slider.oninput(), 0"
+    )
+    page.until("$('panel-title').textContent === 'b.png, edited'")
+    page.run("$('results').querySelector('button').focus(), release()")
+    page.until("done(2)")
+    assert page.run("$('panel-title').textContent") == "b.png, edited"
+    assert page.run("$('slider-list').querySelector('input').value") == "2"
+    assert page.run("$('results').firstElementChild.contains(document.activeElement)")
+
+
+def test_page_blends(page):
+    """A blend of earlier settings is shown as such; one that is not wanted any more says nothing."""
+    page.run("choose('file', 'a.png')")
+    page.until("done(8)")
+    page.run("press('mark-A'), $('results').children[1].firstElementChild.click(), press('mark-B')")
+    page.until("$('blend').children.length === 7 && !$('blend').inert")
+    page.run("faulty = (path, { body }) => body?.has('style') ? later(path, {}) : null, 0")
+    page.run("choose('file', 'b.png')")
+    page.until("says() === 'Blending …' && !$('results').inert && !$('panel').inert")
+    assert page.run("$('blend').inert")
+    page.run("press('clear-marks')")
+    assert page.run("says()") == "" and page.run("$('blend').children.length") == 0
+    assert not page.run("$('blend').inert")
+    assert page.run("urls.size") == 9
+
+
+def test_page_says_what_a_field_takes(page):
+    page.run("choose('file', 'a.png')")
+    page.until("done(8)")
+    for field, value in (("size", "x"), ("size", "1"), ("seed", "-1"), ("count", "17")):
+        page.run(
+            f"before = $('{field}').value, $('{field}').value = '{value}', $('{field}').oninput(), 0"
+        )
+        page.until("says().includes('is a whole number from')")
+        page.run(f"$('{field}').value = before, $('{field}').oninput(), 0")
+        page.until("says().startsWith('8 results')")
 
 
 # Names under which it is asked ---------------------------------------------------------------------------------------
@@ -895,6 +1068,12 @@ def test_a_model_that_crashes_or_hangs(broken):
     works(broken, 15)
 
 
+def test_a_gpu_in_disorder(broken):
+    """S-69: nothing would work in that process any more."""
+    assert code(seeded(broken, 8)) == (503, "worker_died")
+    works(broken, 15)
+
+
 def test_clients_that_go_as_their_turn_comes(monkeypatch):
     """At every moment around it: the worker goes on with the next."""
     monkeypatch.setenv("PYTHONPATH", str(HERE / "serving"))
@@ -1255,6 +1434,18 @@ def test_a_token_of_ones_own(run):
         assert server.request("GET", "/v1/models")[0] == 401
         given = {"Authorization": "Bearer correct horse battery"}
         assert server.request("GET", "/v1/models", headers=given)[0] == 200
+        page = server.request("GET", "/")[2].decode()
+        pattern = re.search('id="token".* pattern="([^"]+)"', page)[1]
+        assert re.fullmatch(pattern, "correct horse battery") and not re.fullmatch(pattern, "x ")
+
+
+@pytest.mark.parametrize(
+    "token", ["short", "a token with a tab\t.", "a space at its end ", "sixteen letters ü"]
+)
+def test_tokens_that_no_header_has(run, token, monkeypatch, capsys):
+    monkeypatch.setenv("UNPAIRED_TOKEN", token)
+    assert main(["serve", str(run), "--port", "0"]) == 2
+    assert "UNPAIRED_TOKEN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -1286,7 +1477,7 @@ def test_port_in_use(run, capsys):
     assert f"port {port}" in capsys.readouterr().err
 
 
-def test_no_model(run, tmp_path, capsys):
+def test_no_model(tmp_path, capsys):
     """S-52: nothing but our own format is opened, and the sentence names the file."""
     assert main(["serve", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
@@ -1294,11 +1485,6 @@ def test_no_model(run, tmp_path, capsys):
     assert main(["serve", str(tmp_path), "--port", "0"]) == 65
     error = capsys.readouterr().err
     assert str(tmp_path / "model.safetensors") in error and "Traceback" not in error
-    guessed = Server(
-        [sys.executable, "-m", "unpaired", "serve", str(run), "--port", "0"],
-        {"UNPAIRED_TOKEN": "short"},
-    )
-    assert guessed.ended(20) == 2
 
 
 def test_what_lies_in_the_folder_is_not_imported(run, tmp_path):

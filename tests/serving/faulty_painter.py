@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import torch
+
 from unpaired.serve import paint
 
 NORMAL = paint.Painter.translate
@@ -25,6 +27,8 @@ def translate(self, t, ask, blobs):
         ask["style"] = [[float("nan")] * 8]
     if seed == 6:
         raise KeyError("a defect with a /secret/path")
+    if seed == 8:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     print("a library that prints", flush=True)
     return NORMAL(self, t, ask, blobs)
 

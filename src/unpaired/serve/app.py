@@ -45,7 +45,6 @@ from unpaired.serve.workers import Lost, TooLong, Worker
 
 STATIC = Path(__file__).with_name("static")
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-PAGE = "/studio.html"
 FILES = ("image", "reference")
 PNG = "image/png"
 

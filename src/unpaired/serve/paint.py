@@ -53,6 +53,8 @@ class Painter:
             return {"refused": "model_nonfinite", "message": str(problem)}, []
         except Problem as problem:
             return {"refused": "bad_request", "message": str(problem)}, []
+        except torch.AcceleratorError:
+            raise  # of a GPU in disorder, by which nothing works in this process any more
         except Exception as error:
             memory = isinstance(error, MemoryError) or "memory" in str(error)
             traceback.print_exc()
@@ -155,9 +157,9 @@ def examples(t: Translator) -> list[str]:
 @torch.inference_mode()
 def like(t: Translator, target: int, source: int) -> Tensor:
     """Some style (1, ...) of a domain."""
-    if t.method.latent_dim(target) or "mean" in t.method.styles(source, target):
+    if t.method.latent_dim(target) or "reference" not in t.method.styles(source, target):
         return random_styles(t.method, 1, target, 0)
-    h, w = t.run.data.hw
+    h, w = t.run.data.hw  # a domain may lack the mean style that its method has
     return t.encode_style(np.zeros((h, w, 3), np.uint8), t.domains[target])
 
 

@@ -40,8 +40,10 @@ def serve(args: argparse.Namespace) -> None:
     given = os.environ.get(TOKEN)
     if given is not None and len(given) < 16:
         raise ConfigProblem(f"{TOKEN} is too easy to guess: at least 16 characters.")
-    if given is not None and not given.isascii():
-        raise ConfigProblem(f"{TOKEN} must be ASCII: a header holds nothing else reliably.")
+    if given is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", given):
+        raise ConfigProblem(
+            f"{TOKEN}: letters, digits and signs of ASCII, without a space at its ends; a header holds nothing else."
+        )
     for name in args.allowed_host:
         if not (match := HOST.fullmatch(name.lower())) or match[1] != name.lower():
             raise ConfigProblem(

@@ -8,19 +8,21 @@ const MOST = 16; // results, or style images
 const SLIDERS = 8; // components shown at once
 const BLENDS = 7; // pictures on the way from A to B
 const ATTEMPTS = 6; // requests sent to a busy server before giving up
+const PASSING = ["busy", "loading"]; // refusals that have nothing to do with what was asked
 
 const state = {
   token: null,
   models: [],
   model: null,
   image: null, // the input: {id, file, url, shown}
-  images: 0, // read so far: each has a number
+  images: 0, // taken so far: each has a number
   examples: Math.floor(Math.random() * 1000), // the last one that was taken
   references: [], // images whose styles to take: {id, file, url}
   way: null, // how the person wants to say a style, where a direction has that way
   results: [], // pictures: {url, style, label, to, width, height}
   blend: [], // pictures on the way from mark A to mark B
   marks: { A: null, B: null }, // {style, label}
+  outdated: { results: false, blend: false }, // whether these are of earlier settings
   selected: null, // a picture of the results or of the blend
   edited: null, // the picture that moved sliders made of it
   style: null, // what the sliders say
@@ -50,11 +52,12 @@ function say(text, problem) {
   $("retry").hidden = true;
 }
 
-function fail(error) {
-  if (error.name === "AbortError") return; // something newer replaced it
+/** Says what went wrong; `again`, if given, does it once more. */
+function fail(error, again) {
   if (!(error instanceof Problem)) console.error(error);
   say(error.message, error);
-  $("retry").hidden = false;
+  $("retry").hidden = !again;
+  $("retry").onclick = again;
 }
 
 // Server
@@ -74,11 +77,11 @@ async function call(path, { body, signal, as = "json" } = {}) {
       throw new Problem(unread ?? "The server cannot be reached.");
     }
     if (response.ok) return answer;
-    const { message, request_id: id } = answer?.error ?? {};
+    const { code, message, request_id: id } = answer?.error ?? {};
     const problem = new Problem(message ?? `The server answered ${response.status}.`, id);
     if (response.status === 401) {
       if (token === state.token) await newToken(problem); // else another request has got one meanwhile
-    } else if (response.status === 503 && attempt < ATTEMPTS) {
+    } else if (PASSING.includes(code) && attempt < ATTEMPTS) {
       const seconds = Math.min(Math.max(Number(response.headers.get("Retry-After")) || 2, 1), 60);
       say(`${problem.message} Trying again in ${seconds} s.`);
       await pause(seconds, signal);
@@ -137,17 +140,21 @@ function lane({ patient }) {
   async function next() {
     timer = null;
     if (controller || !job) return; // this is called again when the running job ends
-    const mine = (controller = new AbortController());
-    const running = job(mine.signal);
+    const [running, mine] = [job, (controller = new AbortController())];
     job = null;
-    await running.catch(fail);
+    await running(mine.signal).catch((error) => {
+      if (!mine.signal.aborted) fail(error, () => run(running, 0)); // else something newer replaced it
+    });
     if (controller !== mine) return; // it was stopped
     controller = null;
     if (!timer) next(); // else the timer calls it
   }
   function stop() {
     clearTimeout(timer);
-    controller?.abort();
+    if (controller) {
+      controller.abort();
+      say(""); // what it said of itself is over
+    }
     job = timer = controller = null;
   }
   function run(newest, delay) {
@@ -158,6 +165,7 @@ function lane({ patient }) {
   return { run, stop };
 }
 
+const inputs = lane({ patient: false });
 const translations = lane({ patient: false });
 const edits = lane({ patient: true });
 const blends = lane({ patient: false });
@@ -225,18 +233,23 @@ function whole(id, name, least, most) {
 
 // Images
 
-/** Reads an image file into memory, since it may change or vanish before it is sent, or says why it cannot be sent. */
-async function read(file) {
+/** Raises a `Problem` for a file that the server would refuse. */
+function check(file) {
   if (file.type && !TYPES.includes(file.type)) {
     throw new Problem(`${file.name} is not a JPEG, PNG, WebP, BMP, GIF or TIFF image.`);
   }
   checkSize([file]);
+}
+
+/** A copy in memory of a file, which may change or vanish before it is sent. */
+async function read(file) {
   const bytes = await file.arrayBuffer().catch(() => {
     throw new Problem(`${file.name} cannot be read.`);
   });
-  const copy = new File([bytes], file.name, { type: file.type });
-  return { id: (state.images += 1), file: copy, url: URL.createObjectURL(copy) };
+  return new File([bytes], file.name, { type: file.type });
 }
+
+const numbered = (file) => ({ id: (state.images += 1), file, url: URL.createObjectURL(file) });
 
 function checkSize(files) {
   const bytes = files.reduce((sum, file) => sum + file.size, 0);
@@ -245,34 +258,45 @@ function checkSize(files) {
   throw new Problem(`${names} ${verb} ${(bytes / 1e6).toFixed(1)} MB; the server takes at most ${BODY_LIMIT / 1e6} MB.`);
 }
 
-async function takeImage(file) {
-  const image = await read(file);
+function takeImage(file) {
+  check(file);
+  inputs.run(async (signal) => showInput(await read(file), signal), 0);
+}
+
+/** The next of the built-in scenes, for a model that learned from such. */
+function takeExample() {
+  inputs.run(async (signal) => {
+    const { examples, name } = state.model;
+    const index = (state.examples += 1);
+    const domain = examples.includes($("source").value) ? $("source").value : examples[index % examples.length];
+    const query = new URLSearchParams({ domain, index });
+    say("Fetching an example …");
+    const picture = await call(modelPath(`example?${query}`), { signal, as: "blob" });
+    if (state.model.name !== name) return;
+    showInput(new File([picture], `${domain} ${index}.png`, { type: "image/png" }), signal);
+  }, 0);
+}
+
+/** Puts an image in place of the input, unless another was taken while it came. */
+function showInput(file, signal) {
+  signal.throwIfAborted();
   if (state.image) URL.revokeObjectURL(state.image.url);
-  state.image = image;
+  state.image = numbered(file);
+  const { url } = state.image;
   document.body.classList.remove("empty");
-  Object.assign($("input-image"), { src: image.url, alt: `Input: ${file.name}` });
-  $("before").src = image.url;
+  Object.assign($("input-image"), { src: url, alt: `Input: ${file.name}` });
+  $("before").src = url;
   $("input-name").textContent = $("input-name").title = file.name;
   translate();
 }
 
-/** The next of the built-in scenes, for a model that learned from such. */
-async function takeExample() {
-  const { examples, name } = state.model;
-  const index = (state.examples += 1);
-  const domain = examples.includes($("source").value) ? $("source").value : examples[index % examples.length];
-  const query = new URLSearchParams({ domain, index });
-  const picture = await call(modelPath(`example?${query}`), { as: "blob" });
-  if (state.model.name === name) await takeImage(new File([picture], `${domain} ${index}.png`, { type: "image/png" }));
-}
-
+/** All of the files, or none. */
 async function takeReferences(files) {
-  for (const file of files) {
-    if (state.references.length === MOST) throw new Problem(`At most ${MOST} style images.`);
-    state.references.push(await read(file));
-    showReferences();
-    translate(); // of several files, the last one's call remains
-  }
+  files.forEach(check);
+  if (state.references.length + files.length > MOST) throw new Problem(`At most ${MOST} style images.`);
+  state.references.push(...(await Promise.all(files.map(read))).map(numbered));
+  showReferences();
+  translate();
 }
 
 function showReferences() {
@@ -296,13 +320,11 @@ function referenceItem(reference) {
   return item;
 }
 
-/** Takes files given at an element: as style images where these are kept, else as the input. */
-function take(files, element) {
+/** Takes files given at an element: as style images where these are kept, else the first as the input. */
+async function take(files, element) {
   if (!state.model) return;
-  const refuse = (problem) => say(problem.message, problem);
-  if (!files.length) refuse(new Problem("That is not an image file."));
-  else if (element.closest?.("#reference-settings")) takeReferences(files).catch(refuse);
-  else takeImage(files[0]).catch(refuse);
+  if (!files.length) throw new Problem("That is not an image file.");
+  await ($("reference-settings").contains(element) ? takeReferences(files) : takeImage(files[0]));
 }
 
 // Translation
@@ -312,7 +334,7 @@ function modelPath(end) {
 }
 
 function request(fields, signal) {
-  const size = $("size").value && whole("size", "The shorter side", 1, 100_000);
+  const size = $("size").value && whole("size", "The shorter side", state.model.least, 100_000);
   const all = { image: state.image.file, source: $("source").value, to: $("to").value, size, ...fields };
   checkSize([all.image, all.reference].filter(Boolean));
   const body = new FormData();
@@ -331,15 +353,15 @@ function pictures({ images, to, width, height }, label) {
 /** Translates anew by the settings as they are, shortly after the last call. */
 function translate(delay = 250) {
   if (!state.image) return;
-  edits.stop();
+  select(state.selected); // without what sliders made of it
   blends.stop();
-  outdate(true);
+  outdate({ results: true, blend: true });
   translations.run(async (signal) => {
     const start = performance.now();
     say("Translating …");
     state.spread = await spread(signal);
     await (way() === "reference" ? byReferences : byStyles)(signal);
-    outdate(false);
+    outdate({ results: false });
     const n = state.results.length;
     say(n ? `${n} ${n === 1 ? "result" : "results"} in ${since(start)}` : "Add an image whose style to take.");
     blend();
@@ -363,7 +385,7 @@ async function byReferences(signal) {
   const settings = [state.image.id, state.model.name, $("source").value, $("to").value, $("size").value];
   const keys = state.references.map(({ id }) => [id, ...settings].join("\n"));
   const made = keys.map((key) => state.results.find((picture) => picture.key === key));
-  const show = () => (replace("results", made.filter(Boolean)), outdate(false));
+  const show = () => (replace("results", made.filter(Boolean)), outdate({ results: false }));
   let bad = null;
   if (made.some(Boolean) || !made.length) show();
   for (const [i, { file }] of state.references.entries()) {
@@ -392,22 +414,27 @@ async function spread(signal) {
 
 // Results
 
-/** Marks what is shown as belonging to earlier settings, or not. */
-function outdate(yes) {
-  for (const id of ["results-section", "panel", "blend-section"]) {
+/** Shows what belongs to earlier settings as such; the selected picture goes with its list. */
+function outdate(changes) {
+  const { results, blend } = Object.assign(state.outdated, changes);
+  const panel = state.blend.includes(state.selected) ? blend : results;
+  for (const [id, yes] of Object.entries({ results, blend, panel })) {
     $(id).classList.toggle("outdated", yes);
     $(id).inert = yes;
   }
 }
 
-/** Puts pictures in place of those of a list, which are given back. The selection keeps its place. */
+/** Puts pictures in place of those of a list. The selection keeps its picture, else its place; the focus its place. */
 function replace(list, fresh) {
   const at = state[list].indexOf(state.selected);
+  const focused = [...$(list).children].findIndex((item) => item.contains(document.activeElement));
   for (const old of state[list]) if (!fresh.includes(old)) URL.revokeObjectURL(old.url);
   state[list] = fresh;
   $(list).replaceChildren(...fresh.map(tile));
+  $(list).children[focused]?.firstElementChild.focus({ preventScroll: true });
   $("blend-section").hidden = !state.results.some(({ style }) => style);
-  if (at >= 0 || !state.selected) select(fresh[at] ?? fresh[0] ?? state.results[0] ?? null);
+  const lost = at >= 0 ? !fresh.includes(state.selected) : !state.selected;
+  if (lost) select(fresh[at] ?? fresh[0] ?? state.results[0] ?? null);
   showMarks();
 }
 
@@ -438,6 +465,7 @@ function select(picture) {
     }
   }
   $("panel").hidden = !picture;
+  outdate();
   if (!picture) return;
   showPicture();
   showSliders();
@@ -565,6 +593,7 @@ function showMarks() {
 function blend({ reveal = false } = {}) {
   const { A, B } = state.marks;
   blends.stop();
+  outdate({ blend: Boolean(A && B) });
   if (!A || !B) return replace("blend", []);
   blends.run(async (signal) => {
     const start = performance.now();
@@ -575,6 +604,7 @@ function blend({ reveal = false } = {}) {
     const answer = await request({ style: JSON.stringify(styles) }, signal);
     const label = (i) => ({ 0: "A", 1: "B" })[shares[i]] ?? `${Math.round(shares[i] * 100)}% B`;
     replace("blend", pictures(answer, label));
+    outdate({ blend: false });
     if (reveal) $("blend-section").scrollIntoView({ block: "nearest" });
     say(`A blend of ${BLENDS} in ${since(start)}`);
   }, 0);
@@ -594,7 +624,7 @@ function listen() {
   const choose = changing(() => chooseDirection($("source").value, $("to").value));
   const type = () => translate(500);
   const pick = ({ target }) => {
-    if (target.files.length) take([...target.files], target);
+    if (target.files.length) take([...target.files], target).catch(fail);
     target.value = ""; // so that the same file may be chosen again
   };
   const listeners = {
@@ -613,7 +643,7 @@ function listen() {
     onclick: {
       swap: changing(() => chooseDirection($("to").value, $("source").value)),
       another: changing(() => ($("seed").value = Math.floor(Math.random() * 1e6))),
-      example: () => takeExample().catch(fail),
+      example: takeExample,
       copy: () => copyStyle().catch(fail),
       reset: () => select(state.selected),
       back: turning(-1),
@@ -621,7 +651,6 @@ function listen() {
       "mark-A": () => mark("A"),
       "mark-B": () => mark("B"),
       "clear-marks": clearMarks,
-      retry: () => (state.model ? translate(0) : start()),
     },
   };
   for (const [event, elements] of Object.entries(listeners)) {
@@ -634,7 +663,7 @@ function listen() {
     if (state.selected) showCompare();
   };
   document.onpaste = ({ clipboardData: { files }, target }) => {
-    if (files.length) take([...files], target);
+    if (files.length) take([...files], target).catch(fail);
   };
   document.ondragover = (event) => {
     event.preventDefault(); // else the browser opens the file
@@ -646,7 +675,7 @@ function listen() {
   document.ondrop = (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    take([...event.dataTransfer.files], event.target);
+    take([...event.dataTransfer.files], event.target).catch(fail);
   };
   window.onhashchange = () => (takeToken(), location.reload()); // its address with a token was opened again
 }
@@ -657,7 +686,7 @@ async function start() {
     state.models = (await call("/v1/models")).models;
     if (!state.models.length) throw new Problem("The server has no models.");
   } catch (error) {
-    return fail(error);
+    return fail(error, start);
   }
   fill($("model"), state.models.map((model) => model.name));
   $("model-field").hidden = state.models.length === 1;
