@@ -53,7 +53,7 @@ def test_training_goes_on_from_the_best(tmp_path, capsys):
     words = ["--data", str(data), *TINY.split(), "train.steps=2"]
     assert main(["domains", "--choose", "2", *words, "--out", str(out)]) == 0
     (row,) = json.loads((out / "choose.json").read_text())
-    go_on = f"unpaired train --method tunit --preset small --data {data} {TINY} train.steps=2"
+    go_on = f"unpaired train --method tunit --preset small --data {data} {TINY} train.steps=4050"
     go_on += f" --init {row['best']} method.clusters=2 method.first_stage=0"
     assert go_on in capsys.readouterr().out and go_on in (out / "choose.html").read_text()
     run = tmp_path / "run"
@@ -84,6 +84,21 @@ def test_equal_groups_give_full_information(monkeypatch, tmp_path):
         assert row["used"] == (4 if max(information) else 1)
 
 
+def test_steps_are_those_of_the_first_stage(tmp_path, monkeypatch):
+    """Of the preset where nothing is said; the rest is for what comes after."""
+    assert choose.stages(["scenes"], [], "small") == (1950, 4050)
+    assert choose.stages(["scenes"], [], "paper") == (65_000, 135_000)
+    asked = []
+    monkeypatch.setattr(
+        choose, "trained", lambda K, s, d, words, *a: asked.append(words) or Path("x")
+    )
+    monkeypatch.setattr(choose, "measured", lambda path: (np.arange(8) % 2, 0.5))
+    choose.choose([2], ["scenes"], ["data.size=64"], None, tmp_path, print)
+    choose.choose([2], ["scenes"], ["train.steps=7"], None, tmp_path, print)
+    steps = [choose.whole(["scenes"], words, "small").train.steps for words in asked]
+    assert steps == [1950] * 3 + [7] * 3
+
+
 def test_refusals(tmp_path, capsys):
     for words in (
         ["--choose", "1", "5", "--data", str(tmp_path)],
@@ -105,4 +120,4 @@ def test_runs_that_cannot_be_read_are_not_begun_anew(tmp_path):
     (run.checkpoints / "step-00000003" / "manifest.json").write_text("{}")
     run.status.write_text("{}")
     with pytest.raises(StorageProblem, match="no checkpoint"):
-        choose.trained(2, 0, ["scenes"], [], None, tmp_path, str)
+        choose.trained(2, 0, ["scenes"], [], "small", tmp_path, str)

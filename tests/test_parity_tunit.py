@@ -778,7 +778,7 @@ def test_bf16_keeps_codes_and_penalty_in_full_precision():
 @pytest.mark.parametrize("preset", ["paper", "small"])
 def test_presets(preset):
     run = resolve({"method": {"name": "tunit"}, "preset": preset})
-    assert run.method.first_stage == {"paper": 0.325, "small": 0.65}[preset]
+    assert run.method.first_stage == 0.325
     assert run.method.gan_batch == {"paper": None, "small": 16}[preset]
     assert run.method.lambda_gp == {"paper": 10, "small": 0.6}[preset]
     assert run.optimizer("C").kind == "adam"
@@ -786,4 +786,4 @@ def test_presets(preset):
     assert run.optimizer("C").weight_decay == 1e-3
     assert run.optimizer("C").betas == (0.9, 0.999)
     semi = resolve({"method": {"name": "tunit", "labels": "some"}, "preset": preset})
-    assert semi.method.first_stage == {"paper": 0.175, "small": 0.65}[preset]
+    assert semi.method.first_stage == 0.175

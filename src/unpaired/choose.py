@@ -1,5 +1,8 @@
 """How many domains? `unpaired domains --choose 2 5 10 20 --data DIR`: the first stage alone, thrice for each number K.
 
+`train.steps` are the steps of this stage; without it they are as many as a whole run of the preset gives it. Training
+goes on with as many steps as a whole run has after it.
+
 Two figures for each K, on the same images. *Information*: what a domain tells of an image's second view, in units of
 log K: 1 where images part into K equal, certain groups. *Stability*: how far runs from other seeds agree (mean ARI of
 two, 0 is chance). A K that fits the images has both high; too many domains make stability fall, as the cuts become
@@ -25,7 +28,7 @@ import torch
 
 from unpaired import domains, page
 from unpaired.checkpoint import RunFolder, write_atomic
-from unpaired.config import changes, load
+from unpaired.config import Run, changes, load
 from unpaired.data.augment import View
 from unpaired.data.datasets import open_dataset
 from unpaired.errors import ConfigProblem
@@ -52,9 +55,13 @@ def choose(
     """
     if min(numbers) < 2:
         raise ConfigProblem(f"--choose {min(numbers)}: 2 domains are the least that part images.")
+    preset = preset or "small"
+    own = [word for word in settings if not word.startswith("train.steps=")]
+    first, rest = stages(data, own, preset)
     rows = []
     for K in sorted(set(numbers)):
-        runs = [trained(K, seed, data, settings, preset, out, say) for seed in SEEDS]
+        words = [f"train.steps={first}", *settings]
+        runs = [trained(K, seed, data, words, preset, out, say) for seed in SEEDS]
         found, information = zip(*map(measured, runs), strict=True)
         told = [round(i / math.log(K), 3) for i in information]
         best = told.index(max(told))
@@ -71,12 +78,26 @@ def choose(
         )
         say(line(rows[-1]))
     write_atomic(out / "choose.json", json.dumps(rows, indent=1).encode())
-    said = ["--preset", preset or "small", "--data", *data, *settings]
+    said = ["--preset", preset, "--data", *data, *own, f"train.steps={rest}"]
     go_on = [f"Go on from the best run of {row['K']} domains: {on_from(row, said)}" for row in rows]
     text = page.document("How many domains?", document(rows, go_on))
     write_atomic(out / "choose.html", text.encode(errors="backslashreplace"))
     head = "   K  information/log K    stability (ARI)  domains in use  best run"
     return "\n".join([head, *map(line, rows), *go_on])
+
+
+def whole(data: Sequence[str], settings: Sequence[str], preset: str) -> Run:
+    """The run that settings describe, with both stages."""
+    root = data[0] if len(data) == 1 else list(data)
+    return load(None, settings, method={"name": "tunit"}, preset=preset, data={"root": root})
+
+
+def stages(data: Sequence[str], settings: Sequence[str], preset: str) -> tuple[int, int]:
+    """How many steps C is alone in such a run, and how many G and D play."""
+    run = whole(data, settings, preset)
+    config: Any = run.method
+    first = min(max(1, round(config.first_stage * run.train.steps)), run.train.steps - 1)
+    return first, run.train.steps - first
 
 
 def on_from(row: dict[str, Any], said: Sequence[str]) -> str:
@@ -90,18 +111,13 @@ def trained(
     seed: int,
     data: Sequence[str],
     settings: Sequence[str],
-    preset: str | None,
+    preset: str,
     out: Path,
     say: Callable[[str], None],
 ) -> Path:
     """The first stage of a run, in its folder below `out`; goes on with what is begun, refuses what is not the same."""
-    run = load(
-        None,
-        [*settings, f"method.clusters={K}", "method.first_stage=1.0", f"train.seed={seed}"],
-        method={"name": "tunit"},
-        preset=preset or "small",
-        data={"root": data[0] if len(data) == 1 else list(data)},
-    )
+    own = (f"method.clusters={K}", "method.first_stage=1.0", f"train.seed={seed}")
+    run = whole(data, [*settings, *own], preset)
     folder = RunFolder(out / f"K{K}-seed{seed}")
     if (saved := folder.path / "config.yaml").is_file():
         begun = load(saved)

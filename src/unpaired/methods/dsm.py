@@ -155,7 +155,7 @@ class DSM(Method):
                 },
                 "F": {"lr": 1e-5, "weight_decay": 0.0},
             },
-            "train": {"steps": 2000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 6000, "ema": 0.995, "save_every": 1000, "sample_every": 500},
         },
     }
 

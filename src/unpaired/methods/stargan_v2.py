@@ -103,7 +103,7 @@ class StarGANv2(Method):
                 },
                 "F": {"lr": 5e-5},
             },
-            "train": {"steps": 2000, "ema": 0.995, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 6000, "ema": 0.995, "save_every": 1000, "sample_every": 500},
         },
     }
 

@@ -144,7 +144,6 @@ class TUNIT(Method):
         "small": {
             "method": {
                 "normalise": True,
-                "first_stage": 0.65,  # C learns little in few steps, and its steps are cheap
                 "gan_batch": 16,
                 "lambda_gp": 0.6,  # 10 at 128 px: at a quarter of the side R1 weighs 16 times as much
                 "style_dim": 32,
@@ -160,7 +159,7 @@ class TUNIT(Method):
                 "default": {"kind": "adam", "lr": 1e-3, "betas": [0.0, 0.99], "weight_decay": 1e-4},
                 "C": {"kind": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 1e-3},
             },
-            "train": {"steps": 2000, "ema": 0.99, "save_every": 500, "sample_every": 500},
+            "train": {"steps": 6000, "ema": 0.99, "save_every": 1000, "sample_every": 1000},
         },
     }
 
