@@ -5,7 +5,7 @@
 Digits (MNIST, 10 domains), three kinds of digits (MNIST, USPS, MNIST-M: 3 domains), three kinds of emoji, scenes of
 seven domains, three seeds each; scenes also under views of any hue, as clusters follow hue without them; on digits also
 separate in place of joint training, and 1%, 10% and 100% of the labels.
-32 px, preset small, about 15 minutes of training a run on two cores (a limit of 30). Stop and start it at will:
+32 px, preset small, about 40 minutes of training a run on one busy core (a limit of 60). Stop and start it at will:
 finished runs are not repeated. Several may go on at once with --only and runs of their own; the last call, without it,
 writes the whole table. Without --digits or --emoji their rows are left out, without --squeezenet the k-means on its
 features. Writes runs/no_labels/<run> and runs/no_labels/table.md; figures are of the test images, which no run has
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--emoji", type=Path, metavar="DIR")
     p.add_argument("--squeezenet", type=Path, metavar="FILE", help="features for k-means")
     p.add_argument("--steps", type=int, help="of a run (default: those of the preset)")
-    p.add_argument("--minutes", type=float, default=30, help="of a run's training, at most")
+    p.add_argument("--minutes", type=float, default=60, help="of a run's training, at most")
     p.add_argument("--only", nargs="+", metavar="RUN", help="some of the runs")
     weights(p)
     args = apart(p, argv)
