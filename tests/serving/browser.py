@@ -1,6 +1,8 @@
 """A page in Chromium without a window, driven through its debugging pipe."""
 
 import json
+import os
+import select
 import shutil
 import subprocess
 import time
@@ -8,6 +10,7 @@ import time
 COMMAND = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+SECONDS = 60  # for an answer
 
 
 class Browser:
@@ -28,7 +31,7 @@ class Browser:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        self.calls, self.session = 0, {}
+        self.calls, self.session, self.unread = 0, {}, b""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = {"sessionId": attached["sessionId"]}
@@ -47,11 +50,14 @@ class Browser:
                 return answer["result"]
 
     def read(self):
-        data = bytearray()
-        while (byte := self.process.stdout.read(1)) != b"\0":
-            assert byte, "the browser has gone"
-            data += byte
-        return json.loads(data)
+        while b"\0" not in self.unread:
+            ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
+            assert ready, "the browser does not answer"
+            data = os.read(self.process.stdout.fileno(), 65536)
+            assert data, "the browser has gone"
+            self.unread += data
+        message, _, self.unread = self.unread.partition(b"\0")
+        return json.loads(message)
 
     def run(self, expression):
         """The value of an expression in the page."""
