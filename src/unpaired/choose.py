@@ -58,9 +58,9 @@ def choose(
     preset = preset or "small"
     own = [word for word in settings if not word.startswith("train.steps=")]
     first, rest = stages(data, own, preset)
+    words = [f"train.steps={first}", *settings]
     rows = []
     for K in sorted(set(numbers)):
-        words = [f"train.steps={first}", *settings]
         runs = [trained(K, seed, data, words, preset, out, say) for seed in SEEDS]
         found, information = zip(*map(measured, runs), strict=True)
         told = [round(i / math.log(K), 3) for i in information]

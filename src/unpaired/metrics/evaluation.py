@@ -153,27 +153,21 @@ def evaluate(
         },
     }
     flip = settings.mirrors
-    found = config.method_class().layout == "unlabelled" and method.assign is not None
-    if (
-        config.method_class().layout == "unlabelled"
-    ):  # labels tell the domains, or judge the found ones
-        sides = classes = by_label(own[0], dataset.labels)
-        learn_domains(classes, flip, tools)
-    else:
-        sides = own
-        learn_domains(sides, flip, tools)
-        learn_labels(sides, flip, tools)
-    by_classes = replace(tools, made={})
-    if found:
-        result["clusters"], sides = found_domains(method, own[0], dataset.labels, tools)
-        tools.domains = None  # it knows the labels, not the found domains
+    unlabelled = config.method_class().layout == "unlabelled"
+    told = by_label(own[0], dataset.labels) if unlabelled else own
+    learn_domains(told, flip, tools)
+    groups = [(told, tools, "")]
+    if not unlabelled:
+        learn_labels(told, flip, tools)
+    elif method.assign is not None:  # labels judge the found domains, unknown to the classifier
+        result["clusters"], found = found_domains(method, own[0], dataset.labels, tools)
+        groups = [(found, replace(tools, made={}, domains=None), ""), (told, tools, BY_LABELS)]
+    sides = groups[0][0]
     result["directions"] = rows = []
     untrained = config.build(method.domains).eval().to(tools.device)
-    for d, ways in directions(method, sides, tools):
-        rows += measured(method, untrained, d, ways, paired, tools)
-    if found:
-        for d, ways in directions(method, classes, by_classes):
-            rows += measured(method, untrained, d, ways, paired, by_classes, BY_LABELS)
+    for group, its_tools, of in groups:
+        for d, ways in directions(method, group, its_tools):
+            rows += measured(method, untrained, d, ways, paired, its_tools, of)
     if not rows:
         tools.leave_out(
             "every direction: fewer than two domains hold training and held-out images."

@@ -323,8 +323,12 @@ function referenceItem(reference) {
 /** Takes files given at an element: as style images where these are kept, else the first as the input. */
 async function take(files, element) {
   if (!state.model) return;
-  if (!files.length) throw new Problem("That is not an image file.");
-  await ($("reference-settings").contains(element) ? takeReferences(files) : takeImage(files[0]));
+  try {
+    if (!files.length) throw new Problem("That is not an image file.");
+    await ($("reference-settings").contains(element) ? takeReferences(files) : takeImage(files[0]));
+  } catch (problem) {
+    fail(problem);
+  }
 }
 
 // Translation
@@ -624,7 +628,7 @@ function listen() {
   const choose = changing(() => chooseDirection($("source").value, $("to").value));
   const type = () => translate(500);
   const pick = ({ target }) => {
-    if (target.files.length) take([...target.files], target).catch(fail);
+    if (target.files.length) take([...target.files], target);
     target.value = ""; // so that the same file may be chosen again
   };
   const listeners = {
@@ -663,7 +667,7 @@ function listen() {
     if (state.selected) showCompare();
   };
   document.onpaste = ({ clipboardData: { files }, target }) => {
-    if (files.length) take([...files], target).catch(fail);
+    if (files.length) take([...files], target);
   };
   document.ondragover = (event) => {
     event.preventDefault(); // else the browser opens the file
@@ -675,7 +679,7 @@ function listen() {
   document.ondrop = (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    take([...event.dataTransfer.files], event.target).catch(fail);
+    take([...event.dataTransfer.files], event.target);
   };
   window.onhashchange = () => (takeToken(), location.reload()); // its address with a token was opened again
 }
