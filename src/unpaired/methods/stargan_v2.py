@@ -121,26 +121,27 @@ class StarGANv2(Method):
     # The game ------------------------------------------------------------------------------------
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
+        G, F, E = self.G, self.F, self.E
         x, target = batch["x_src"], batch["y_ref"]
+        x_ref, x_ref2 = batch["x_ref"], batch["x_ref2"]
         shape = (x.shape[0], self.config.latent_dim)
         z, z_2 = step.normal("z_trg", *shape, like=x), step.normal("z_trg2", *shape, like=x)
 
+        # What G and F make stays as it is until they move: made once for all moves up to theirs.
+        c, s, s_2 = G.encoder(x), F(z, target), F(z_2, target)
+        x_fake = G.decoder(c, s)
+        yield self.discriminate("latent", batch, x_fake.detach())
         with torch.no_grad():
-            c, s = self.G.encoder(x), self.F(z, target)
-        yield self.discriminate("latent", batch, c, s)
-        with torch.no_grad():
-            s = self.E(batch["x_ref"], target)
-        yield self.discriminate("reference", batch, c, s)  # G has not moved, so neither has c
+            x_fake_ref = G.decoder(c, E(x_ref, target))
+        yield self.discriminate("reference", batch, x_fake_ref)
+        yield self.generate("latent", "G F E", batch, c, x_fake, s, s_2, step)
 
-        s, s_2 = self.F(z, target), self.F(z_2, target)
-        yield self.generate("latent", "G F E", batch, s, s_2, step)
         with torch.no_grad():
-            s, s_2 = self.E(batch["x_ref"], target), self.E(batch["x_ref2"], target)
-        yield self.generate("reference", "G", batch, s, s_2, step)
+            s, s_2 = E(x_ref, target), E(x_ref2, target)
+        c = G.encoder(x)
+        yield self.generate("reference", "G", batch, c, G.decoder(c, s), s, s_2, step)
 
-    def discriminate(self, by: str, batch: Batch, c: Tensor, s: Tensor) -> Update:
-        with torch.no_grad():
-            x_fake = self.G.decoder(c, s)
+    def discriminate(self, by: str, batch: Batch, x_fake: Tensor) -> Update:
         x = batch["x_src"].detach().requires_grad_()
         with fp32(x), Twice():
             real = self.D.forward(x, batch["y_src"])  # plain: double backward does not compile
@@ -149,13 +150,20 @@ class StarGANv2(Method):
         return Update("D", L_adv + L_reg, {f"D_{by}": L_adv.detach(), f"reg_{by}": L_reg.detach()})
 
     def generate(
-        self, by: str, nets: str, batch: Batch, s: Tensor, s_2: Tensor, step: Step
+        self,
+        by: str,
+        nets: str,
+        batch: Batch,
+        c: Tensor,
+        x_fake: Tensor,
+        s: Tensor,
+        s_2: Tensor,
+        step: Step,
     ) -> Update:
+        """The losses of x_fake = G(c, s), beside which G(c, s_2) is to differ."""
         G, E, D, w = self.G, self.E, self.D, self.config
         x, y, target = batch["x_src"], batch["y_src"], batch["y_ref"]
         lambda_ds = w.lambda_ds * (1 - step.fraction)
-        c = G.encoder(x)
-        x_fake = G.decoder(c, s)
         with torch.no_grad():
             x_fake_2 = G.decoder(c, s_2)
 
