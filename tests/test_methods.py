@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from unpaired.checkpoint import RunFolder
 from unpaired.config import resolve
 from unpaired.data.scenes import Scenes
 from unpaired.errors import ConfigProblem
+from unpaired.method import Step
 from unpaired.networks import memory
 from unpaired.registry import find_method, method_names
 from unpaired.train import Trainer, build_optimizers, fit, train_step
@@ -116,6 +118,32 @@ def test_a_round_moves_every_network_and_the_averages_follow(name, fabric):
         for k in (k for k in after if k.startswith(f"{net}.")):
             torch.testing.assert_close(after[f"ema.{k}"], (before[f"ema.{k}"] + after[k]) / 2)
     assert log
+
+
+class OneDraw(Step):
+    """D's draws are G's; `asked` holds all their names."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def draw(self, name, kind, shape):
+        self.asked.add(name)
+        return super().draw(name.replace("D.", "G."), kind, shape)
+
+
+@pytest.mark.parametrize("name", ["munit", "unit"])
+def test_shared_fakes_are_the_same_game_where_draws_are_the_same(name, fabric):
+    rounds = []
+    for words in ((), ("method.share_fakes=true",)):
+        torch.manual_seed(0)
+        method, run = tiny.build(name, *words)
+        method, step = method.double(), OneDraw(9, 10)
+        step.asked.clear()
+        optimizers = build_optimizers(method, run)
+        batch = {k: x.double() for k, x in tiny.batch(name).items()}
+        log = train_step(fabric, method, optimizers, [batch], [step], dict.fromkeys(optimizers))
+        rounds.append((log, method.state_dict()))
+        assert any(n.startswith("D.") for n in step.asked) != bool(words)  # none of D's own
+    torch.testing.assert_close(*rounds, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -71,6 +71,8 @@ class Config(MethodConfig):
     d_layers: int = Field(4, ge=1, le=16)  # layers of D, each halving
     d_scales: int = Field(3, ge=1, le=8)  # sizes of an image that D judges
     vgg: File | None = None  # VGG-16 weights, made by `unpaired weights convert`
+    # D judges the images that G then learns from, not others: faster, and not quite the paper's game
+    share_fakes: bool = False
 
 
 class MUNIT(Method):
@@ -151,30 +153,35 @@ class MUNIT(Method):
 
     def updates(self, batch: Batch, step: Step) -> Iterator[Update]:
         x_1, x_2 = batch["x_1"], batch["x_2"]
-        c_1, c_2 = (
-            self.G_1.E_c(x_1),
-            self.G_2.E_c(x_2),
-        )  # for both moves: D's leaves them as they are
-        yield self.discriminate(x_1, x_2, c_1, c_2, step)
-        yield self.generate(x_1, x_2, c_1, c_2, step)
+        G_1, G_2 = self.G_1, self.G_2
+        c_1, c_2 = G_1.E_c(x_1), G_2.E_c(x_2)  # for both moves: D's leaves them as they are
+        if self.config.share_fakes:
+            drawn = self.draw(x_1, x_2, c_1, c_2, step)
+            yield self.discriminate(x_1, x_2, drawn.x_21.detach(), drawn.x_12.detach())
+        else:
+            s_1, s_2 = self.prior("D", x_1, step)
+            with torch.no_grad():
+                x_21, x_12 = G_1.decode(c_2, s_1), G_2.decode(c_1, s_2)
+            yield self.discriminate(x_1, x_2, x_21, x_12)
+            drawn = self.draw(x_1, x_2, c_1, c_2, step)
+        yield self.generate(x_1, x_2, c_1, c_2, drawn)
 
-    def discriminate(
-        self, x_1: Tensor, x_2: Tensor, c_1: Tensor, c_2: Tensor, step: Step
-    ) -> Update:
-        G_1, G_2, D_1, D_2 = self.G_1, self.G_2, self.D_1, self.D_2
-        s_1, s_2 = self.prior("D", x_1, step)
-        with torch.no_grad():
-            x_21, x_12 = G_1.decode(c_2, s_1), G_2.decode(c_1, s_2)
-        L_D_1 = self.gan_d(*both(D_1, x_1, x_21))  # (4)
-        L_D_2 = self.gan_d(*both(D_2, x_2, x_12))
+    def discriminate(self, x_1: Tensor, x_2: Tensor, x_21: Tensor, x_12: Tensor) -> Update:
+        L_D_1 = self.gan_d(*both(self.D_1, x_1, x_21))  # (4)
+        L_D_2 = self.gan_d(*both(self.D_2, x_2, x_12))
         return Update("D_1 D_2", L_D_1 + L_D_2, {"D_1": L_D_1.detach(), "D_2": L_D_2.detach()})
 
-    def generate(self, x_1: Tensor, x_2: Tensor, c_1: Tensor, c_2: Tensor, step: Step) -> Update:
-        G_1, G_2, D_1, D_2, w = self.G_1, self.G_2, self.D_1, self.D_2, self.config
+    def draw(self, x_1: Tensor, x_2: Tensor, c_1: Tensor, c_2: Tensor, step: Step) -> Drawn:
+        G_1, G_2 = self.G_1, self.G_2
         s_1, s_2 = self.prior("G", x_1, step)
         own_1, own_2 = G_1.E_s(x_1), G_2.E_s(x_2)
         x_11, x_21 = G_1.decode(torch.cat([c_1, c_2]), torch.cat([own_1, s_1])).chunk(2)  # one call
         x_22, x_12 = G_2.decode(torch.cat([c_2, c_1]), torch.cat([own_2, s_2])).chunk(2)
+        return Drawn(s_1, s_2, own_1, own_2, x_11, x_22, x_12, x_21)
+
+    def generate(self, x_1: Tensor, x_2: Tensor, c_1: Tensor, c_2: Tensor, drawn: Drawn) -> Update:
+        G_1, G_2, D_1, D_2, w = self.G_1, self.G_2, self.D_1, self.D_2, self.config
+        s_1, s_2, own_1, own_2, x_11, x_22, x_12, x_21 = drawn
         c_21, c_12 = G_1.E_c(x_21), G_2.E_c(x_12)
 
         L = {  # targets are not detached
@@ -227,6 +234,19 @@ class MUNIT(Method):
     @property
     def stride(self) -> int:
         return 2**self.config.downsamplings
+
+
+class Drawn(NamedTuple):
+    """What G draws: random styles and those of the images, reconstructions and translations (x_12 of x_1)."""
+
+    s_1: Tensor
+    s_2: Tensor
+    own_1: Tensor
+    own_2: Tensor
+    x_11: Tensor
+    x_22: Tensor
+    x_12: Tensor
+    x_21: Tensor
 
 
 class AutoEncoder(nn.Module):
