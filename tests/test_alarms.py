@@ -72,26 +72,20 @@ def test_clusters_that_collapse(tmp_path, monkeypatch, used):
 
 
 def test_a_discriminator_that_wins(tmp_path, monkeypatch):
-    discriminate = MUNIT.discriminate
-
-    def winning(self, *args):
-        update, step = discriminate(self, *args), args[-1]
+    def winning(method, update, batch, step):
         share = 1.0 if step.index < 3 else 0.001
         return update._replace(log={k: v * share for k, v in update.log.items()})
 
-    monkeypatch.setattr(MUNIT, "discriminate", winning)
+    tiny.altered(monkeypatch, MUNIT, "D_1 D_2", winning)
     told_once(tmp_path, fit(tmp_path, steps=10), "discriminator wins", "optim.D")
 
 
 def test_a_loss_that_explodes(tmp_path, monkeypatch):
-    generate = MUNIT.generate
-
-    def exploding(self, *args):
-        update, step = generate(self, *args), args[-1]
+    def exploding(method, update, batch, step):
         factor = 1.0 if step.index < 9 else 1e4
         return update._replace(log={**update.log, "x_1": update.log["x_1"] * factor})
 
-    monkeypatch.setattr(MUNIT, "generate", exploding)
+    tiny.altered(monkeypatch, MUNIT, "G_1 G_2", exploding)
     told_once(tmp_path, fit(tmp_path, steps=12), "loss explodes", "optim.default.clip")
 
 
@@ -176,14 +170,12 @@ def test_evaluating_changes_nothing(tmp_path):
 
 def faulty(monkeypatch, bad):
     """Makes the loss of a move NaN or its gradient infinite where `bad(step, files' number of the batch)` says so."""
-    generate = MUNIT.generate
 
-    def play(self, x_1, *args):
-        update, step = generate(self, x_1, *args), args[-1]
-        kind = bad(step.index, x_1)
+    def play(method, update, batch, step):
+        kind = bad(step.index, batch["x_1"])
         return update._replace(loss=update.loss * kind) if kind else update
 
-    monkeypatch.setattr(MUNIT, "generate", play)
+    tiny.altered(monkeypatch, MUNIT, "G_1 G_2", play)
 
 
 def test_T18_fifty_bad_steps(tmp_path, monkeypatch):

@@ -445,12 +445,12 @@ def test_quality_is_compared_within_the_spread_of_seeds(commands, capsys):
         "evaluate",
     ] * 2 and not capsys.readouterr().out.count("| KID")
     quality.main(["--seeds", "0", "1", *small])
-    assert [w[0] for w in commands] == ["train", "evaluate"] * 4
+    assert [w[0] for w in commands] == ["train", "evaluate"] * 6
     text = Path("runs/quality/table.md").read_text()
     assert (
         "scenes, seeds 0, 1" in text
-        and "| content kept ↑ | 0.5 (0.5 to 0.5) | 0.5 (0.5 to 0.5) | yes |" in text
+        and "| content kept ↑ | 0.5 (0.5 to 0.5) | 0.5 (0.5 to 0.5) | 0.5 (0.5 to 0.5) |  |" in text
     )
     told = {"fp32": [1.0, 1.2], "bf16": [1.1, 1.3]}
-    assert quality.row("SWD", told)[-1] == "yes"
-    assert quality.row("SWD", told | {"bf16": [2.0, 2.1]})[-1] == "no"
+    assert quality.row("SWD", told)[-1] == ""
+    assert quality.row("SWD", told | {"shared": [2.0, 2.1]})[-1] == "shared"

@@ -435,8 +435,44 @@ def test_distances_are_of_all_inputs():
     )
     for i in range(10):
         meter.add(torch.full((100, 3, 8, 8), float(i)))
-    levels = torch.cat(meter.small)[:, 0, 0, 0]
+    levels = meter.small()[:, 0, 0, 0]
     assert len(levels) == 256 and set(torch.bincount(levels.long()).tolist()) == {25, 26}
+
+
+def test_swd_is_of_equally_many_images_in_every_row(munit, tmp_path, monkeypatch):
+    seen = []
+    swd = rows.sliced_wasserstein
+    monkeypatch.setattr(rows, "sliced_wasserstein", lambda x, *a: seen.append(len(x)) or swd(x, *a))
+    data = write_images(tmp_path / "d", ["outline", "painted"], counts={"train": 12, "test": 6})
+    for extra in (data / "test" / "painted").glob("0[45].png"):
+        extra.unlink()
+    result = evaluation.evaluate(munit, data=data, say=quiet)
+    assert set(seen) == {4} and all(d["counts"]["SWD"] == 4 for d in result["directions"])
+
+
+def test_no_input_takes_its_style_from_its_own_partner(monkeypatch):
+    """Codes are the numbers that images have as their names."""
+
+    class Held:
+        def some(self, most):
+            return self
+
+        def batches(self, size, device):
+            yield torch.arange(6.0), self
+
+        def names(self):
+            return list("012345")
+
+    monkeypatch.setattr(rows, "encoded", lambda method, x, target: x)
+    tools = rows.Tools(evaluation.PROTOCOLS["quick"], 0, torch.device("cpu"), quiet)
+    d = rows.Direction("a", "b", {}, 1, None, Held())
+    free, kept = (rows.Styles(None, d, "reference", tools) for _ in range(2))
+    inputs, alike = torch.arange(6.0), 0
+    for _ in range(20):
+        alike += int((free(6) == inputs).sum())
+        codes = kept(6, Held().names())
+        assert (codes != inputs).all() and set(codes.tolist()) <= set(range(6))
+    assert alike > 5
 
 
 def test_images_of_other_sizes_are_fitted(munit, tmp_path):

@@ -173,10 +173,8 @@ def test_the_best_is_kept_although_a_kill_came_before_its(lost, tmp_path, monkey
     assert load_model(tmp_path / "model-best.safetensors")[1]["step"] == "4"
 
 
-def third_not_finite(self, *args, generate=MUNIT.generate):
-    """The loss of the third step is NaN."""
-    update = generate(self, *args)
-    return update._replace(loss=update.loss * math.nan) if args[-1].index == 2 else update
+def third_not_finite(method, update, batch, step):
+    return update._replace(loss=update.loss * math.nan) if step.index == 2 else update
 
 
 def test_a_skipped_step_is_in_the_log_once(tmp_path, monkeypatch):
@@ -188,7 +186,7 @@ def test_a_skipped_step_is_in_the_log_once(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return play(self, *args)
 
-    monkeypatch.setattr(MUNIT, "generate", third_not_finite)
+    tiny.altered(monkeypatch, MUNIT, "G_1 G_2", third_not_finite)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "play", killed)
         fit(tiny.run(steps=4), tmp_path)
@@ -208,7 +206,7 @@ def test_going_back_is_in_the_log_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "MAX_SKIPPED", 1)
     monkeypatch.setattr(train, "MAX_ROLLBACKS", 1)
-    monkeypatch.setattr(MUNIT, "generate", third_not_finite)
+    tiny.altered(monkeypatch, MUNIT, "G_1 G_2", third_not_finite)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "save", killed)
         fit(tiny.run(steps=4), tmp_path)
@@ -291,18 +289,17 @@ def test_T37_two_processes_agree(tmp_path):
 
 
 def test_T18_a_step_that_is_not_finite_moves_nothing(tmp_path, monkeypatch):
-    generate, seen = MUNIT.generate, []
+    seen = []
 
-    def faulty(self, *args):
-        update = generate(self, *args)
-        if args[-1].index != 2:
+    def faulty(method, update, batch, step):
+        if step.index != 2:
             return update
-        seen.append({k: v.clone() for k, v in self.named_parameters() if k.startswith("G_")})
+        seen.append({k: v.clone() for k, v in method.named_parameters() if k.startswith("G_")})
         return update._replace(
             loss=update.loss * math.nan, log={**update.log, "x_1": update.log["x_1"] * math.nan}
         )
 
-    monkeypatch.setattr(MUNIT, "generate", faulty)
+    tiny.altered(monkeypatch, MUNIT, "G_1 G_2", faulty)
     monkeypatch.setattr(train.Trainer, "skip", spy := Spy(train.Trainer.skip))
     fit(tiny.run(steps=4), tmp_path / "x")
     ((trainer, fault, files, _),) = spy.calls
@@ -330,10 +327,9 @@ class Spy:
 
 
 def test_gives_up_when_nothing_is_finite(tmp_path, monkeypatch):
-    generate = MUNIT.generate
     monkeypatch.setattr(train, "MAX_SKIPPED", 3)
-    nan = lambda *a: (u := generate(*a))._replace(loss=u.loss * math.nan)  # noqa: E731
-    monkeypatch.setattr(MUNIT, "generate", nan)
+    nan = lambda method, u, batch, step: u._replace(loss=u.loss * math.nan)  # noqa: E731
+    tiny.altered(monkeypatch, MUNIT, "G_1 G_2", nan)
     with pytest.raises(Diverged) as problem:
         fit(tiny.run(steps=9), tmp_path / "x")
     assert problem.value.exit_code == 70

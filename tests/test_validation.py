@@ -102,13 +102,48 @@ def test_a_hundred_domains_are_judged_by_a_thousand_images():
     assert counts == [[100] * 3, [100] * 10, [10] * 100]
 
 
-@pytest.mark.parametrize("name, own", [("bicyclegan", False), ("stargan_v2", True)])
-def test_no_input_of_a_pair_is_given_its_partner_as_the_style(name, own, monkeypatch):
+@pytest.mark.parametrize("name", ["bicyclegan", "tunit"])
+def test_no_input_is_given_itself_or_its_partner_as_the_style(name, monkeypatch):
+    """Each of nine images is one number; the style of an output tells which it was taken from."""
     method, _ = tiny.build(name)
-    monkeypatch.setattr(validation, "encoded", lambda method, x, target: x[:, 0, 0, 0])
-    references = torch.arange(4.0).reshape(4, 1, 1, 1)
-    styles = validation.some_styles(method, "reference", 4, 1, references, 0)
-    assert styles.tolist() == ([0, 1, 2, 3] if own else [1, 2, 3, 0])
+    given = []
+
+    def note(method, x, source, target, styles):
+        given.append((x[:, 0, 0, 0], styles[:, 0]))
+        return x
+
+    monkeypatch.setattr(validation, "encoded", lambda method, x, target: x[:, 0, 0, :1])
+    monkeypatch.setattr(validation, "translated", note)
+    monkeypatch.setattr(validation, "returned", lambda *a: None)
+    monkeypatch.setattr(
+        type(method), "styles", lambda self, source, target: frozenset({"reference"})
+    )
+    numbers = torch.arange(9.0).reshape(9, 1, 1, 1).expand(9, 3, 32, 32)
+    quick_validation(method, [numbers] * (1 if name == "tunit" else 2))
+    x, styles = given[0]  # of all inputs
+    assert len(x) >= 5 and (x != styles).all()
+    assert len(set(styles.tolist())) == 5 and (styles % 2 == 0).all()  # the even ones are taken
+
+
+class Copier(Toy):
+    """Gives the reference back."""
+
+    def encode_style(self, x, target):
+        return x
+
+    def translate(self, x, source, target, style):
+        return style
+
+    def styles(self, source, target):
+        return frozenset({"reference"})
+
+
+def test_a_copy_of_the_reference_is_no_better_than_other_real_images(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    given = [torch.rand(40, 3, 16, 16, generator=g) for _ in range(2)]  # of one distribution
+    copied = quick_validation(Copier(), given)["SWD"]
+    monkeypatch.setattr(Copier, "translate", lambda self, x, source, target, style: x)
+    assert copied == pytest.approx(quick_validation(Copier(), given)["SWD"], rel=0.3)
 
 
 def test_collapsed_clusters_are_seen():

@@ -69,3 +69,14 @@ def batch(method, n=4, size=None, seed=0, channels=3):
 
 def step(index=0, total=10, **kw):
     return Step(index, total, **kw)
+
+
+def altered(monkeypatch, cls, nets, change):
+    """From now on each move of `nets` is change(method, update, batch, step)."""
+    updates = cls.updates
+
+    def play(self, batch, step):
+        for update in updates(self, batch, step):
+            yield change(self, update, batch, step) if update.nets == nets else update
+
+    monkeypatch.setattr(cls, "updates", play)

@@ -145,7 +145,7 @@ class Meter:
         self.d, self.tools = d, tools
         self.seen, self.total = 0, total
         self.gathered = {f.name: Gatherer(total) for f in tools.features}
-        self.small: list[Tensor] = []
+        self.thin: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
@@ -164,7 +164,7 @@ class Meter:
         thin = y[taken.to(y.device)]  # of all inputs, not of the first
         self.seen += len(y)
         if len(thin):
-            self.small.append(at_most(thin, WASSERSTEIN_SIDE))
+            self.thin.append(at_most(thin, WASSERSTEIN_SIDE))
         if tools.domains is not None and len(tools.domains.net.head.bias) > self.d.target:
             self.note("target share (classifier)", tools.domains(y).argmax(1) == self.d.target)
         if self.d.target in tools.labels:
@@ -176,17 +176,20 @@ class Meter:
                 true = torch.tensor([names.index(labels[i]) for i in known], device=y.device)
                 self.note("label kept", logits[known].argmax(1) == true)
 
-    def row(self, real: Mapping[str, Vectors], reals: Tensor) -> Row:
-        """All metrics of what came in, against the target's training images."""
+    def row(self, real: Mapping[str, Vectors]) -> Row:
+        """All metrics of what came in but SWD, against the features of the target's training images."""
         tools = self.tools
         row = {name: total / self.counts[name] for name, total in self.sums.items()}
         for f in tools.features:
             row |= compared(f, real[f.name], self.gathered[f.name].vectors(), self.d, tools)
-        row["SWD"] = sliced_wasserstein(reals, torch.cat(self.small), tools.seed)
         if self.logits:
             score = inception_score(torch.cat(self.logits))
             row |= {"IS": score.nats, "exp IS": score.exponential}
         return row
+
+    def small(self) -> Tensor:
+        """Some of what came in, no larger than SWD looks at it."""
+        return torch.cat(self.thin)
 
 
 def compared(f: Features, real: Vectors, made: Vectors, d: Direction, tools: Tools) -> Row:
@@ -239,30 +242,39 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One direction: for each way the model beside its floors and what real images score. `of` goes with its name."""
     real = {f.name: vectors(f, d.real, tools) for f in tools.features}
-    reals = at_most(d.real.some(WASSERSTEIN_IMAGES).tensor(tools.device), WASSERSTEIN_SIDE)
     truth = partners(d, paired or method.layout == "paired")
     held = {d.target: d.held.some(tools.protocol.inputs)}
 
-    def genuine() -> Row:
-        return of_images(held, d, tools).row(real, reals) | unlike(d.held, tools)
+    def genuine() -> tuple[Row, Tensor]:
+        meter = of_images(held, d, tools)
+        return meter.row(real) | unlike(d.held, tools), meter.small()
+
+    floor, reached = tools.once(("real images", d.target), genuine)
+    inputs = of_images(d.inputs, d, tools, truth)
+    n = min(len(reached), len(inputs.small()))  # SWD depends on the count: one for all rows
+    reals = at_most(d.real.some(n).tensor(tools.device), WASSERSTEIN_SIDE)
+
+    def whole(row: Row, small: Tensor) -> Row:
+        return row | {"SWD": sliced_wasserstein(reals, small, tools.seed)}
 
     floors = {
-        "real images": tools.once(("real images", d.target), genuine),
-        "untranslated": of_images(d.inputs, d, tools, truth).row(real, reals),
+        "real images": whole(floor, reached),
+        "untranslated": whole(inputs.row(real), inputs.small()),
     }
     about = {"name": d.name, "source": d.source, "target": d.to}
     records = []
     for way in ways:
         begun = time.monotonic()
-        rows = {"model": of_network(method, d, way, truth, tools).row(real, reals), **floors}
-        rows["untrained"] = of_network(untrained, d, way, truth, tools).row(real, reals)
+        rows = {"model": {}, **floors}
         for name, network in (("model", method), ("untrained", untrained)):
-            rows[name] |= variety(network, d, way, tools)
+            meter = of_network(network, d, way, truth, tools)
+            rows[name] = whole(meter.row(real), meter.small()) | variety(network, d, way, tools)
         counts = {
             "inputs": sum(map(len, d.inputs.values())),
             "outputs": tools.protocol.outputs if way != "output" else 1,
             "real": len(d.real),
             "held out": len(d.held),
+            "SWD": len(reals),
         }
         seconds = round(time.monotonic() - begun, 1)
         tools.say(f"Measured {escape(d.name)}, {way + of}: {seconds} s")
@@ -299,9 +311,9 @@ def of_network(
     for source, images in d.inputs.items():
         for x, of in images.batches(CHUNK, tools.device):
             content = method.encode_content(x, source)
-            outputs = []
+            outputs, partnered = [], () if truth is None else of.names()
             for _ in range(copies):
-                y = method.decode(content, draw(len(x)), d.target).clamp(-1, 1)
+                y = method.decode(content, draw(len(x), partnered), d.target).clamp(-1, 1)
                 meter.add(y, of.labels())
                 meter.note("change", per_image(x, y))
                 outputs.append(y)
@@ -322,18 +334,26 @@ class Styles:
         self.generator = torch.Generator().manual_seed(tools.seed)
         self.codes: Tensor | None = None
         if way == "reference":
-            self.codes = tools.once(("codes", method, d.target), self.encode)
+            self.codes, self.names = tools.once(("codes", method, d.target), self.encode)
 
-    def encode(self) -> Tensor:
-        references = self.d.held.some(STYLED).batches(CHUNK, self.tools.device)
-        return torch.cat([encoded(self.method, x, self.d.target) for x, _ in references])
+    def encode(self) -> tuple[Tensor, list[str]]:
+        """The styles of held-out images, and their names."""
+        codes, names = [], []
+        for x, of in self.d.held.some(STYLED).batches(CHUNK, self.tools.device):
+            codes.append(encoded(self.method, x, self.d.target))
+            names += of.names()
+        return torch.cat(codes), names
 
-    def __call__(self, n: int) -> Tensor | None:
+    def __call__(self, n: int, partnered: Sequence[str] = ()) -> Tensor | None:
+        """`n` styles, each of another image than that of the name in `partnered`, which would be the answer."""
         if self.way == "output":
             return None
         if self.codes is not None:
             order = torch.randperm(len(self.codes), generator=self.generator)
             i = order[torch.arange(n) % len(order)]
+            if partnered:
+                own = [self.names[k] == name for k, name in zip(i, partnered, strict=True)]
+                i = (i + torch.tensor(own)) % len(order)
             return self.codes[i.to(self.codes.device)]
         return self.method.sample_style(n, self.d.target, self.generator).to(self.tools.device)
 

@@ -52,11 +52,13 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
     for source, target, way in directions(method, len(sides)):
         if unlabelled and source > target:
             continue
-        x, real = sides[source], sides[target]
-        if unlabelled and len(x) > 1:  # inputs and references are two halves
-            x, real = x[::2], real[1::2]
-        styles = some_styles(method, way, len(x), target, real, seed)
-        y = translated(method, x, source, target, styles)
+        x, truth = sides[source], sides[target]
+        references, real = halves(truth)
+        if unlabelled:
+            x = references
+        styles = some_styles(method, way, len(x), target, references, seed)
+        each = None if styles is None else styles[others(method, way, len(x)) % len(styles)]
+        y = translated(method, x, source, target, each)
 
         def note(name: str, value: float, way: str = way) -> None:
             found[name].append(value)
@@ -66,7 +68,7 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
         note("SWD", sliced_wasserstein(real, y, seed))
         note("change", absolute(x, y))
         if method.layout == "paired":
-            note("paired error", absolute(y, real[: len(y)]))
+            note("paired error", absolute(y, truth[: len(y)]))
         if (back := returned(method, x, y, source, target, seed)) is not None:
             note("cycle error", absolute(x, back))
         few = min(FEW, len(x))
@@ -75,7 +77,7 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
         if few > 1:
             note("content diversity", pairwise(same_style[None]))
         if styles is not None:
-            n = min(STYLES, len(styles), len(real) if way == "reference" else STYLES)
+            n = min(STYLES, len(styles))
             many = translated(
                 method,
                 x[:few].repeat_interleave(n, 0),
@@ -93,21 +95,33 @@ def quick_validation(method: Method, images: Sequence[Tensor], seed: int = 0) ->
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
+def halves(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Those that styles are taken from, and those that outputs are compared with: a copy of a reference gains nothing.
+
+    Each the only one where there is one.
+    """
+    return (images[::2], images[1::2]) if len(images) > 1 else (images, images)
+
+
 def some_styles(
     method: Method, way: str, n: int, target: int, references: Tensor, seed: int
 ) -> Tensor | None:
-    """`n` styles of `target`, sampled or of the references in turn; None for a method without."""
+    """`n` sampled styles of `target`, or those of `n` references at most; None for a method without."""
     if way == "output":
         return None
     if way == "latent":
         generator = torch.Generator().manual_seed(seed)
         return method.sample_style(n, target, generator).to(references.device)
-    some = references[torch.arange(min(n, len(references)))]
-    styles = encoded(method, some, target)
-    shift = (
-        method.layout == "paired"
-    )  # no input is given its own partner, which would be the answer
-    return styles[(torch.arange(n, device=styles.device) + shift) % len(styles)]
+    return encoded(method, references[:n], target)
+
+
+def others(method: Method, way: str, n: int) -> Tensor:
+    """Which style each of `n` inputs takes: not that of itself, nor that of its partner, which would be the answer.
+
+    The references are every second image of a domain, so of pairs input 2 i is the partner of reference i.
+    """
+    step = 2 if method.layout == "paired" and way == "reference" else 1
+    return torch.arange(n) // step + 1
 
 
 def encoded(method: Method, references: Tensor, target: int) -> Tensor:
