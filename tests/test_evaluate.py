@@ -99,7 +99,7 @@ def by_brightness(method, x):
 
 
 @pytest.mark.parametrize("name", [n for n in method_names() if n != "munit"])
-def test_every_method_is_measured(name, tmp_path, data, capsys, monkeypatch):
+def test_every_method_is_measured(name, tmp_path, data, weights, capsys, monkeypatch):
     least = replace(evaluation.PROTOCOLS["quick"], inputs=4, real=6, varied=(1, 2))
     monkeypatch.setitem(evaluation.PROTOCOLS, "quick", least)
     monkeypatch.setattr(evaluation, "LEAST_IMAGES", 1000)  # no classifier, to save time
@@ -111,8 +111,14 @@ def test_every_method_is_measured(name, tmp_path, data, capsys, monkeypatch):
     if name == "tunit":  # after one step it puts all images into one domain
         monkeypatch.setattr(find_method(name), "assign", by_brightness)
     run = trained(name, tmp_path / "run", data, **settings)
-    assert main(["evaluate", str(run)]) == 0, capsys.readouterr().err
+    smooth = name == "smoothgan"
+    lpips = ["--lpips", *(str(weights / f"{n}.safetensors") for n in ("trunk", "heads"))]
+    assert main(["evaluate", str(run), *lpips * smooth]) == 0, capsys.readouterr().err
     result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    if smooth:
+        style = result["styles"]["painted"]
+        between = style["PS between domains (lpips-squeeze)"]
+        assert 0 < between <= 1 and between != style["PS (lpips-squeeze)"]
     method, config = tiny.build(name)
     ways = {d["way"] for d in result["directions"]}
     assert ways >= method.styles(0, 1) - {"mean"} and ways <= {"latent", "reference", "output"}

@@ -493,9 +493,13 @@ def styles(method: Method, sides: Sequence[Side], tools: Tools) -> dict[str, Row
             row["MCC"] = mean_correlation(factors, codes).mean
             row["MCC ranks"] = mean_correlation(factors, codes, ranks=True).mean
         if "latent" in ways and tools.lpips is not None:
-            row[f"PS ({tools.lpips.name})"] = smoothness(
-                method, sides[source], source, target, tools
-            )
+            paths = {"PS": target}
+            if method.layout == "domains":  # one decoder for the styles of all
+                paths["PS between domains"] = source
+            for name, begin in paths.items():
+                row[f"{name} ({tools.lpips.name})"] = smoothness(
+                    method, sides[source], source, begin, target, tools
+                )
         if row:
             found[side.name] = round_row(row)
             said = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
@@ -503,13 +507,15 @@ def styles(method: Method, sides: Sequence[Side], tools: Tools) -> dict[str, Row
     return found
 
 
-def smoothness(method: Method, side: Side, source: int, target: int, tools: Tools) -> float:
-    """PS, mean over inputs, each on a straight path of its own between two random styles."""
+def smoothness(
+    method: Method, side: Side, source: int, begin: int, target: int, tools: Tools
+) -> float:
+    """PS, mean over inputs, each on a straight path of its own from a random style of `begin` to one of `target`."""
     assert tools.lpips is not None
     generator = torch.Generator().manual_seed(tools.seed)
     values = []
     for x, _ in side.held.some(PATHS).batches(1, tools.device):
-        ends = method.sample_style(2, target, generator)
+        ends = torch.cat([method.sample_style(1, of, generator) for of in (begin, target)])
         t = torch.linspace(0, 1, POINTS).view(-1, *[1] * (ends.dim() - 1))
         path = torch.lerp(ends[:1].cpu(), ends[1:].cpu(), t).to(tools.device)
         maps = perceived(tools.lpips, decoded(method, x, source, target, path))

@@ -75,6 +75,8 @@ style gap           lower   about [0, 1]     Szekely and Rizzo, J. Stat. Plan. I
     energy coefficient between sampled and encoded styles; 0: alike
 PS                  higher  [0, 1]           Liu et al., CVPR 2021
     path from style to style: straight and even
+PS between domains  higher  [0, 1]           Liu et al., CVPR 2021
+    the same, from a style of the source to one of the target; one network for all domains
 MCC                 higher  [0, 1]           Hyvarinen and Morioka, NIPS 2016
     scenes: correlation of style components with true factors, Pearson
 MCC ranks           higher  [0, 1]           Hyvarinen and Morioka, NIPS 2016

@@ -1,7 +1,8 @@
 """LPIPS: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., CVPR 2018).
 
 Trunk and heads come from files that the user names: `features.*` of SqueezeNet 1.1, VGG-16 or AlexNet under the names
-of their published weights, and the heads `lin*` for it. Versions of the heads (v0.0, v0.1) give different numbers.
+of their published weights, and the heads `lin*` for it, of version 0.1: those of 0.0 were fitted to images that were
+not scaled for the trunk, so with them this is neither version.
 """
 
 from __future__ import annotations
