@@ -13,6 +13,7 @@ from test_train import weights
 from unpaired import alarms, train
 from unpaired.checkpoint import RunFolder
 from unpaired.errors import ConfigProblem, Diverged
+from unpaired.methods.dsm import DSM
 from unpaired.methods.munit import MUNIT
 from unpaired.methods.tunit import TUNIT
 
@@ -69,6 +70,17 @@ def test_clusters_that_collapse(tmp_path, monkeypatch, used):
     said = fit(tmp_path, "tunit")
     assert rung(tmp_path).count("clusters collapsed") == (used == 1)
     assert any("method.clusters" in line for line in said) == (used == 1)
+
+
+@pytest.mark.parametrize("share", [0.01, 1])
+def test_styles_that_collapse(tmp_path, monkeypatch, share):
+    def collapsing(method, update, batch, step):
+        return update._replace(log={**update.log, "spread": update.log["spread"] * share})
+
+    tiny.altered(monkeypatch, DSM, "D_s", collapsing)
+    said = fit(tmp_path, "dsm", steps=6)
+    assert rung(tmp_path).count("styles collapsed") == (share < 1)
+    assert any("lambda_smooth" in line for line in said) == (share < 1)
 
 
 def test_a_discriminator_that_wins(tmp_path, monkeypatch):

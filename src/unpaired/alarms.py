@@ -1,6 +1,6 @@
 """Alarms: what goes wrong with games like these, noticed from the log, in plain words and with the remedy.
 
-They know no method: they read the losses under their logged names, where a discriminator's begin with D, and the
+They know no method: they read the losses under their logged names, where a discriminator's own begins with D, and the
 figures of `metrics.validation.quick_validation`, which is made of the verbs of inference. An alarm sounds once in a
 run; it is in log.jsonl and on the page. Training goes on: a figure can be wrong, and some games recover.
 """
@@ -19,7 +19,8 @@ START = 3  # log lines that say what a loss is at the start
 WON = 0.02  # of its start: a discriminator's loss that is no longer a game
 COLLAPSED = 0.9  # share of the images in one domain
 EXPLODED = 50  # times its median
-COUNTS = ("domains_empty", "share_largest")  # logged beside the losses, but none
+ALIKE = 0.05  # deviation of encoded styles of which the drawn ones have about 1
+COUNTS = ("domains_empty", "share_largest", "spread")  # logged beside the losses, but none
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -72,6 +73,16 @@ def domains_empty(log: Records) -> str | None:
     )
 
 
+def styles_collapsed(log: Records) -> str | None:
+    spread = losses(log).get("spread", [])
+    if len(spread) < RECORDS or max(spread[-RECORDS:]) >= ALIKE:
+        return None
+    return (
+        f"The styles have collapsed: those of different images differ by {spread[-1]:.3f}, where random ones differ by "
+        "about 1. Lower the losses that E alone learns from (lambda_smooth, lambda_uni), or optim.E.lr."
+    )
+
+
 def discriminator_wins(log: Records) -> str | None:
     for name, values in losses(log).items():
         if name.startswith("D") and len(values) >= START + RECORDS:
@@ -103,6 +114,7 @@ ALARMS: dict[str, Callable[[Records], str | None]] = {
     "content ignored": content_ignored,
     "clusters collapsed": clusters_collapsed,
     "domains empty": domains_empty,
+    "styles collapsed": styles_collapsed,
     "discriminator wins": discriminator_wins,
     "loss explodes": loss_explodes,
 }

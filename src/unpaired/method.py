@@ -30,7 +30,8 @@ Layout = Literal["two_domains", "domains", "unlabelled", "paired"]
 class Update(NamedTuple):
     """One move of the game: the networks named in `nets` ("G F E") descend on `loss`.
 
-    `log` holds the parts of the loss, detached scalars under the paper's names; a discriminator's begin with D.
+    `log` holds the parts of the loss, detached scalars under the paper's names; the adversarial
+    loss of a discriminator begins with D.
     """
 
     nets: str

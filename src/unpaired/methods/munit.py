@@ -12,7 +12,7 @@ random styles s_i ~ N(0, I), x_{1->2} = G_2(c_1, s_2), the objective is (eq. 5, 
     L_recon^c = E |E_2^c(x_{1->2}) - c_1|                  content reconstruction          (2)
     L_recon^s = E |E_2^s(x_{1->2}) - s_2|                  style reconstruction            (3)
     L_GAN     = least squares, multi-scale D                                              (4)
-    L_cc      = E |G_1(E_2^c(x_{1->2}), s_1) - x_1|        style-augmented cycle, Sec. 5.1
+    L_cc      = E |G_1(E_2^c(x_{1->2}), s_1) - x_1|        style-augmented cycle, Sec. 4
     L_perc    = |VGG(x_{1->2}) - VGG(x_1)|^2, instance-normalised: against its own source
 
 Differences from the official code: a moving average of the generators does the translating (theirs does not average;
@@ -195,7 +195,7 @@ class MUNIT(Method):
             "adv_2": self.gan_g(D_2(x_12)),
         }
         if w.lambda_cyc:
-            L["cyc_1"] = w.lambda_cyc * l1(G_1.decode(c_12, own_1), x_1)  # Sec. 5.1
+            L["cyc_1"] = w.lambda_cyc * l1(G_1.decode(c_12, own_1), x_1)  # Sec. 4
             L["cyc_2"] = w.lambda_cyc * l1(G_2.decode(c_21, own_2), x_2)
         if w.lambda_vgg:
             assert self.vgg, "begin() comes first"

@@ -11,7 +11,8 @@ Learns from pairs (x, y): G draws y from x, and D judges the two together. The o
     L_L1   = E |y - G(x, z)|_1                                                                 (3)
 
 D sees patches of 70x70 pixels; its loss is halved, and G climbs log D instead (Sec. 3.3). The noise
-z is the dropout of the first three layers on the way up (Sec. 3.1, 6.1).
+z is the dropout of the first three layers on the way up (Sec. 3.1, 6.1; the authors' PyTorch code has
+it one layer further out).
 
 At test time G is a function of x alone: one image has one translation, whatever else is in its
 batch. With `norm: instance` each image is normalised by itself, in training too, which is what batch

@@ -57,7 +57,7 @@ RISE = 0.4  # the fraction of the run at which lambda_kl begins to rise
 
 
 class Config(MethodConfig):
-    """The paper's settings, for CelebA-HQ."""
+    """The paper's settings, for CelebA-HQ, but for the perceptual term, which needs weights."""
 
     lambda_sty: float = Field(2.0, ge=0)  # weight of the reconstruction of styles
     lambda_ds: float = Field(1.0, ge=0)  # of diversity, at the start
