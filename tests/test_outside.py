@@ -55,6 +55,7 @@ def test_my_lab_cut(tmp_path):
         "data: {root: scenes, size: 16, batch: 2, count: 20}\n"
         "train: {steps: 3, log_every: 1}\n"
     )
+    (tmp_path / "small.yaml").write_text((tmp_path / "cut.yaml").read_text() + "preset: small\n")
     Image.fromarray(Scenes("outline", 16, "test", 0, 1)[0].image).save(tmp_path / "in.png")
 
     def unpaired(*words):
@@ -72,6 +73,8 @@ def test_my_lab_cut(tmp_path):
         assert image.size == (16, 16)
     done = unpaired("train", "cut.yaml", "--out", "other", "method.dept=3")
     assert done.returncode == 2 and "depth" in done.stderr
+    done = unpaired("train", "small.yaml", "--out", "small")
+    assert done.returncode == 2 and "preset: my_lab.cut has none" in done.stderr
 
 
 @pytest.mark.parametrize("name", [".x", "./cut.py", "my_lab..cut", "my-lab.cut"])

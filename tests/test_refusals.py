@@ -23,6 +23,9 @@ def place(tmp_path_factory):
         Image.new("RGB", (32, 32), (i * 80, 90, 200)).save(path / "two" / names[0] / names[1])
     (path / "empty").mkdir()
     (path / "texts").mkdir()
+    (path / "begun").mkdir()
+    (path / "begun" / "status.json").write_text('{"status": "failed", "reason": "no images"}')
+    (path / "solo.py").write_text("")
     for name in ("texts/note.txt", "note.txt", "note.png", "list.yaml"):
         (path / name).write_text("- hello")
     Image.new("RGB", (32, 32), "red").save(path / "a.png")
@@ -87,10 +90,14 @@ def training(method, data, *words):
         (training("munit", "scenes", "--init", "empty"), 2, ["--init", "empty"]),
         (training("munit", "scenes", "--out", "a.png"), 73, ["a.png"]),
         (training("munit", "scenes", "--out", "munit"), 2, ["--resume", "--fresh"]),
+        (["serve", "begun"], 2, ["begun", "holds no model so far", "no images"]),
+        # a method of one's own
+        (training("solo", "two"), 2, ["folder.solo", "folder/solo.py"]),
+        (training("solo.py", "two"), 2, ["folder.solo", "folder/solo.py"]),
         # data that does not fit the method, or is none
         (training("munit", "empty"), 65, ["empty"]),
         (training("munit", "texts"), 65, ["texts"]),
-        (training("munit", "two/cats"), 2, ["exactly 2 domains"]),
+        (training("munit", "two/cats"), 2, ["two domains", "--data cats dogs", "tunit"]),
         (training("dsm", "two/cats"), 2, ["two or more domains"]),
         (training("pix2pix", "two"), 65, ["two"]),
         (training("munit", "two", "data.domains=[cats, dgs]"), 2, ["dgs", "dogs"]),
@@ -102,7 +109,10 @@ def training(method, data, *words):
         (training("tunit", "scenes", "train.accumulate=2"), 2, ["train.accumulate"]),
         (training("munit", "scenes", "train.precision=fp16"), 2, ["train.precision", "bf16-mixed"]),
         (training("munit", "scenes", "data.size=[32, 32, 32]"), 2, ["data.size"]),
-        (training("munit", "scenes", "optim.default.betas=1"), 2, ["optim.default.betas"]),
+        (training("munit", "scenes", "optim.default.betas=1"), 2, ["optim.default.betas=[a,b]"]),
+        (training("munit", "two", "data.domains=cats,dogs"), 2, ["data.domains=[a,b]"]),
+        (training("tunit", "two", "clusters=3"), 2, ["method.clusters"]),
+        (training("munit", "scenes", "lambda_cyc=3"), 2, ["method.lambda_cyc"]),
         (training("munit", "scenes", "optim=fast"), 2, ["optim"]),
         (training("munit", "scenes", "method.dim=wide"), 2, ["method.dim", "wide"]),
         (training("munit", "scenes", "train.steps=0"), 2, ["train.steps"]),
@@ -133,6 +143,27 @@ def test_one_sentence(arguments, code, words, place, monkeypatch, capsys):
     for word in words:
         assert word in printed
     assert {path for path in place.rglob("*") if "runs" not in path.parts} == before
+
+
+def test_images_that_were_moved(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i in range(24):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (i * 10, 90, 200)).save(tmp_path / "photos" / f"{i}.png")
+    run = tiny.run("tunit", f"data.root={tmp_path / 'photos'}", "data.domains=null", steps=2)
+    train.fit(run, RunFolder(tmp_path / "t"), say=lambda line: None)
+    (tmp_path / "photos").rename(tmp_path / "pictures")
+    for words, remedy in (
+        (["train", "--resume", "t", "train.steps=3"], "data.root=DIR"),
+        (["domains", "t"], "--data DIR"),
+        (["evaluate", "t"], "--data DIR"),
+    ):
+        assert main(words) == 2
+        printed = capsys.readouterr().err.strip()
+        assert "photos, where the run had its images, does not exist" in printed
+        assert printed.endswith(f"say {remedy}.") and "\n" not in printed
+    assert main(["train", "--resume", "t", "train.steps=3", "data.root=pictures"]) == 0
+    assert main(["domains", "t", "--data", "pictures"]) == 0
 
 
 def test_a_size_that_memory_does_not_hold(place, monkeypatch, capsys):

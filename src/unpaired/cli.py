@@ -62,6 +62,7 @@ def train(args: argparse.Namespace) -> None:
 def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> None:
     from unpaired.checkpoint import RunFolder
     from unpaired.config import changes, load
+    from unpaired.data.datasets import still_there
     from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
@@ -82,6 +83,8 @@ def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> No
     if done == run.train.steps and (folder.read_status() or {}).get("status") == "done":
         say(f"All {done} steps are done already: say train.steps=N to go on.")
         return
+    if run.data.root == load(saved).data.root:
+        still_there(run.data, "data.root=DIR")
     fit(run, folder, resume=True, allow_dataset_change=allow_dataset_change)
 
 

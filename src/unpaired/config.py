@@ -227,6 +227,10 @@ def resolve(said: Mapping[str, Any]) -> Run:
     said = {**said, "method": section if isinstance(section, Mapping) else {"name": name}}
     method = find_method(name)
     preset = said.get("preset", "paper")
+    if not method.presets and preset != "paper":
+        raise ConfigProblem(
+            f"preset: {name} has none: give the class `presets`, or leave preset out and say data.size and the rest."
+        )
     if not isinstance(preset, str) or (method.presets and preset not in method.presets):
         raise ConfigProblem(
             f"preset: {name} has no preset '{preset}': {nearest(str(preset), method.presets)}"
@@ -248,7 +252,7 @@ def resolve(said: Mapping[str, Any]) -> Run:
     try:
         run = Run.model_validate({**tree, "method": config, "preset": preset, "optim": optim})
     except ValidationError as error:
-        raise ConfigProblem(sentence(error, Run)) from None
+        raise ConfigProblem(sentence(error, Run, method=method.Config)) from None
     if run.data.batch % run.train.accumulate:
         raise ConfigProblem(
             f"train.accumulate: {run.train.accumulate} equal parts cannot be made of data.batch={run.data.batch}: "
@@ -375,7 +379,12 @@ def likeness(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a.casefold(), b.casefold().rpartition(".")[2]).ratio()
 
 
-def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> str:
+def sentence(
+    error: ValidationError,
+    model: type[BaseModel],
+    prefix: tuple[str, ...] = (),
+    method: type[BaseModel] = MethodConfig,
+) -> str:
     """The first fault of a validation, the innermost where a value may be of several kinds, in one sentence that names
     the key and the remedy."""
     faults = error.errors()
@@ -388,6 +397,7 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
         fields = [".".join([*prefix, *above, field]) for field in fields_at(model, above)]
         if model is Run and not above:  # a setting without its section
             sections: dict[str, type[BaseModel]] = {
+                "method": method,
                 "data": Data,
                 "train": Train,
                 "optim.default": Optim,
@@ -406,6 +416,8 @@ def sentence(error: ValidationError, model: type[BaseModel], prefix: tuple[str, 
     key, said = ".".join([*prefix, *steps]), fault["input"]
     cut = isinstance(said, str) and said.startswith("[")  # by the shell, at a space
     remedy = f"put the list in quotes, as in '{key}=[a, b]'." if cut else "correct it."
+    if fault["type"] == "tuple_type" and not cut:
+        message, remedy = "it is a list", f"write one, as in '{key}=[a,b]'."
     if fault["type"] == "string_type" and not isinstance(said, list | dict):
         remedy = "put it in double quotes, and on the command line the setting in single ones."
     return f"{key}: {message}, not {said!r}: {remedy}"

@@ -24,7 +24,7 @@ from unpaired import page
 from unpaired.checkpoint import RunFolder, load_model, read_json, save_model, write_atomic
 from unpaired.config import Data, load, nearest
 from unpaired.data.batches import Pictures
-from unpaired.data.datasets import open_dataset
+from unpaired.data.datasets import open_dataset, still_there
 from unpaired.data.intake import escape, placed
 from unpaired.errors import ConfigProblem
 from unpaired.metrics.matching import assign, clustering
@@ -127,7 +127,10 @@ def report(
     for file in (page_file, page_file.with_suffix(".json")):
         placed(file)  # before the looking, which takes minutes
     if (config := path / "config.yaml").is_file():
-        settings = load(config).data.model_dump()  # where the images lie
+        known = load(config).data  # where the images lie
+        if not data:
+            still_there(known, "--data DIR")
+        settings = known.model_dump()
     elif data:
         settings = translator.run.data.model_dump() | {"domains": None}
     else:

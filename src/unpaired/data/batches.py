@@ -526,6 +526,11 @@ def die_with_parent(worker: int) -> None:
 def check_layout(layout: str, domains: Sequence[str], method: str) -> None:
     """Refuses domains that a method cannot train on."""
     wanted = {"two_domains": 2, "paired": 2}.get(layout)
+    if layout == "two_domains" and len(domains) == 1:
+        raise ConfigProblem(
+            f"{method} needs two domains, here is one ({escape(domains[0])}): give a folder for each, as in "
+            "--data cats dogs. One folder without labels is for tunit."
+        )
     if wanted and len(domains) != wanted:
         found = ", ".join(escape(d) for d in domains) or "none"
         raise ConfigProblem(

@@ -430,7 +430,8 @@ def _place(root: Path, files: _Files, subfolders: bool) -> tuple[str, _Placed, l
         loose_files = [parts[0] for parts, _, _ in files if len(parts) == 1]
         raise DataProblem(
             f"{escape(root)} has {len(loose_files)} images (such as {escape(loose_files[0])}) "
-            f"beside folders of images ({_names(heads)}); move them into the folder of their domain, or away."
+            f"beside folders of images ({_names(heads)}); move them into the folder of their domain, or away. "
+            "As one folder without labels they are for tunit (data check --unlabelled)."
         )
     if len(heads) == 1:
         (head,) = heads

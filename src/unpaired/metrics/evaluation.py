@@ -159,7 +159,9 @@ def evaluate(
     groups = [(told, tools, "")]
     if not unlabelled:
         learn_labels(told, flip, tools)
-    elif method.assign is not None:  # labels judge the found domains, unknown to the classifier
+    elif getattr(
+        method, "assign", None
+    ):  # labels judge the found domains, unknown to the classifier
         result["clusters"], found = found_domains(method, own[0], dataset.labels, tools)
         groups = [(found, replace(tools, made={}, domains=None), ""), (told, tools, BY_LABELS)]
     sides = groups[0][0]

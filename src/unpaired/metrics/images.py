@@ -13,7 +13,7 @@ from torch import Tensor
 from unpaired.checkpoint import RunFolder, read_json
 from unpaired.config import Data, Run, absolute, load
 from unpaired.data.batches import FilePictures, Pictures, ScenePictures, luminance, usable
-from unpaired.data.datasets import Dataset, open_dataset
+from unpaired.data.datasets import Dataset, open_dataset, still_there
 from unpaired.data.folders import Listing, content_hash
 from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem, DataProblem
@@ -162,12 +162,8 @@ def open_images(
         raise ConfigProblem(
             "A model file does not say where its images are: say --data DIR, or name the run folder."
         )
-    elif settings.root != "scenes":
-        roots = (settings.root,) if isinstance(settings.root, str) else settings.root or ()
-        if gone := [root for root in roots if not Path(root).exists()]:
-            raise ConfigProblem(
-                f"{escape(gone[0])}, where the run had its images, does not exist: say --data DIR."
-            )
+    else:
+        still_there(settings, "--data DIR")
     layout = run.method_class().layout
     unlabelled = layout == "unlabelled"
     wanted = settings.domains if unlabelled else tuple(domains)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import json
 import os
 import re
 import secrets
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,10 @@ def name_models(runs: Sequence[Path]) -> dict[str, Path]:
     for run in runs:
         file = run / "model.safetensors" if run.is_dir() else run
         if not file.is_file():
+            with suppress(OSError, ValueError, AttributeError):
+                status = json.loads((run / "status.json").read_bytes())
+                reason = escape(str(status.get("reason") or "it has not saved yet"))
+                raise ConfigProblem(f"The run in {escape(run)} holds no model so far: {reason}")
             raise ConfigProblem(
                 f"{escape(run)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`."
             )
