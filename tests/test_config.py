@@ -46,7 +46,7 @@ def many(name, *settings):
         (munit("data.batch=0"), 2, ["data.batch", "0"]),
         (munit("data.size=8"), 2, ["data.size", "16"]),
         (munit("data.domains=[outline, paintd]"), 2, ["paintd", "painted"]),
-        (munit("data.domains=[outline, painted, neon]"), 2, ["two domains, here is one", "data.domains"]),
+        (munit("data.domains=[outline, painted, neon]"), 2, ["exactly 2 domains", "data.domains"]),
         (munit("data.size=[0, 0]"), 2, ["data.size", "8"]),
         (many("stargan_v2", "optim.default=1e-4"), 2, ["optim.default"]),
         (["train", "--method", "munit", "data.root=2024-13-45"], 2, ["2024-13-45"]),
