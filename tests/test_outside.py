@@ -84,6 +84,12 @@ def test_what_is_no_module_is_one_sentence(name, capsys):
     assert f"'{name}' is not the name of a module" in said and said.count("\n") == 1
 
 
+def test_a_file_that_has_the_name_of_a_method_is_in_nobodys_way(tmp_path, monkeypatch):
+    (tmp_path / "munit.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert find_method("munit").__name__ == "MUNIT"
+
+
 def test_the_folder_of_the_user_stays_off_the_path(tmp_path, monkeypatch):
     (tmp_path / "lab_of_one").mkdir()
     (tmp_path / "lab_of_one" / "cut.py").write_text(METHOD)

@@ -46,12 +46,13 @@ def find_method(name: str) -> type[Method]:
     """
     from unpaired.method import Method
 
-    if (own := Path(name if name.endswith(".py") else f"{name}.py")).is_file():
-        raise ConfigProblem(
-            f"method.name: {name!r} is not how a file of yours is named: put {own.name} into a folder, and write "
-            f"folder.{own.stem} for folder/{own.name}."
-        )
-    if "." not in name and name not in method_names():
+    plain = name.removesuffix(".py")
+    if "." not in plain and name not in method_names():
+        if Path(f"{plain}.py").is_file():
+            raise ConfigProblem(
+                f"method.name: {name!r} is not how a file of yours is named: put {plain}.py into a folder, and write "
+                f"folder.{plain} for folder/{plain}.py."
+            )
         near = difflib.get_close_matches(name.casefold(), method_names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(method_names())}."
         raise ConfigProblem(f"method.name: there is no method {name!r}: {hint}")
