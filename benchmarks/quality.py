@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind, own in WAYS.items():
             for seed in args.seeds if args.only in (None, kind) else ():
                 run = OUT / name / f"{kind}-{seed}"
-                own_words = (*words, *own, f"train.seed={seed}", *args.settings)
-                step = trained(run, *own_words, minutes=args.minutes)
+                settings = (*own, f"train.seed={seed}", *args.settings)
+                step = trained(run, *words, *settings, minutes=args.minutes)
                 for figure, value in figures_of(measured(run, step, *tools(args))).items():
                     figures[figure][kind].append(value)
         if not args.only:

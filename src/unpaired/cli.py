@@ -62,13 +62,13 @@ def train(args: argparse.Namespace) -> None:
 def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> None:
     from unpaired.checkpoint import RunFolder
     from unpaired.config import changes, load
-    from unpaired.data.datasets import still_there
+    from unpaired.data.datasets import refuse_moved
     from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
     saved = saved_config(path)
-    run = load(saved, settings)
-    if changed := changes(load(saved), run):
+    before, run = load(saved), load(saved, settings)
+    if changed := changes(before, run):
         raise ConfigProblem(
             f"--resume cannot change what the run is made of ({'; '.join(changed)}): start a new run from its "
             f"networks by --init {quote(str(path))}."
@@ -83,8 +83,8 @@ def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> No
     if done == run.train.steps and (folder.read_status() or {}).get("status") == "done":
         say(f"All {done} steps are done already: say train.steps=N to go on.")
         return
-    if run.data.root == load(saved).data.root:
-        still_there(run.data, "data.root=DIR")
+    if run.data.root == before.data.root:
+        refuse_moved(run.data, "data.root=DIR")
     fit(run, folder, resume=True, allow_dataset_change=allow_dataset_change)
 
 

@@ -24,7 +24,7 @@ from unpaired import page
 from unpaired.checkpoint import RunFolder, load_model, read_json, save_model, write_atomic
 from unpaired.config import Data, load, nearest
 from unpaired.data.batches import Pictures
-from unpaired.data.datasets import open_dataset, still_there
+from unpaired.data.datasets import open_dataset, refuse_moved
 from unpaired.data.intake import escape, placed
 from unpaired.errors import ConfigProblem
 from unpaired.metrics.matching import assign, clustering
@@ -129,7 +129,7 @@ def report(
     if (config := path / "config.yaml").is_file():
         known = load(config).data  # where the images lie
         if not data:
-            still_there(known, "--data DIR")
+            refuse_moved(known, "--data DIR")
         settings = known.model_dump()
     elif data:
         settings = translator.run.data.model_dump() | {"domains": None}

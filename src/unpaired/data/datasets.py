@@ -50,7 +50,7 @@ def ignore(path: Path, reason: str) -> None:
     """For callers that do not tell of bad files."""
 
 
-def still_there(data: Data, remedy: str) -> None:
+def refuse_moved(data: Data, remedy: str) -> None:
     """Refuses images of a run that do not lie where it had them, on another machine perhaps."""
     roots = (data.root,) if isinstance(data.root, str) else data.root or ()
     if gone := [root for root in roots if root != "scenes" and not Path(root).exists()]:

@@ -159,9 +159,8 @@ def evaluate(
     groups = [(told, tools, "")]
     if not unlabelled:
         learn_labels(told, flip, tools)
-    elif getattr(
-        method, "assign", None
-    ):  # labels judge the found domains, unknown to the classifier
+    elif getattr(method, "assign", None):
+        # Labels judge the found domains; the classifier knows the labels alone.
         result["clusters"], found = found_domains(method, own[0], dataset.labels, tools)
         groups = [(found, replace(tools, made={}, domains=None), ""), (told, tools, BY_LABELS)]
     sides = groups[0][0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from unpaired.checkpoint import RunFolder, read_json
 from unpaired.config import Data, Run, absolute, load
 from unpaired.data.batches import FilePictures, Pictures, ScenePictures, luminance, usable
-from unpaired.data.datasets import Dataset, open_dataset, still_there
+from unpaired.data.datasets import Dataset, open_dataset, refuse_moved
 from unpaired.data.folders import Listing, content_hash
 from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem, DataProblem
@@ -163,7 +163,7 @@ def open_images(
             "A model file does not say where its images are: say --data DIR, or name the run folder."
         )
     else:
-        still_there(settings, "--data DIR")
+        refuse_moved(settings, "--data DIR")
     layout = run.method_class().layout
     unlabelled = layout == "unlabelled"
     wanted = settings.domains if unlabelled else tuple(domains)

@@ -251,7 +251,8 @@ def measured(
 
     floor, reached = tools.once(("real images", d.target), genuine)
     inputs = of_images(d.inputs, d, tools, truth)
-    n = min(len(reached), len(inputs.small()))  # SWD depends on the count: one for all rows
+    undone = inputs.small()
+    n = min(len(reached), len(undone))  # SWD depends on the count: one for all rows
     reals = at_most(d.real.some(n).tensor(tools.device), WASSERSTEIN_SIDE)
 
     def whole(row: Row, small: Tensor) -> Row:
@@ -259,7 +260,7 @@ def measured(
 
     floors = {
         "real images": whole(floor, reached),
-        "untranslated": whole(inputs.row(real), inputs.small()),
+        "untranslated": whole(inputs.row(real), undone),
     }
     about = {"name": d.name, "source": d.source, "target": d.to}
     records = []

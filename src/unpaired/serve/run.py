@@ -146,15 +146,21 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def without_model(run: Path) -> str | None:
+    """Why a run holds no model; None where it is no run."""
+    with suppress(OSError, ValueError, AttributeError):
+        status = json.loads((run / "status.json").read_bytes())
+        return escape(str(status.get("reason") or "it has not saved yet"))
+    return None
+
+
 def name_models(runs: Sequence[Path]) -> dict[str, Path]:
     """The model files, by names that fit an address: of the run's folder, or of the file."""
     files: dict[str, Path] = {}
     for run in runs:
         file = run / "model.safetensors" if run.is_dir() else run
         if not file.is_file():
-            with suppress(OSError, ValueError, AttributeError):
-                status = json.loads((run / "status.json").read_bytes())
-                reason = escape(str(status.get("reason") or "it has not saved yet"))
+            if reason := without_model(run):
                 raise ConfigProblem(f"The run in {escape(run)} holds no model so far: {reason}")
             raise ConfigProblem(
                 f"{escape(run)} is not a run: there is no {escape(file)}; name a folder made by `unpaired train`."
