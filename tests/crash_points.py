@@ -429,7 +429,9 @@ def log(folder: Path, count: int) -> dict[str, Any]:
         def work(step: int = step) -> None:
             while True:
                 step += 1
-                run.append_log({"step": step, "losses": {"G": step / 3}, "pad": "x" * (step % 997)})
+                run.append_log(
+                    {"step": step, "figures": {"G": step / 3}, "pad": "x" * (step % 997)}
+                )
 
         pid = fork(work)
         time.sleep(rng.uniform(0.005, 0.03))

@@ -754,19 +754,41 @@ def test_T33_a_line_torn_anywhere_is_left_out_and_not_glued_to_the_next(run: Run
 def test_T33_resuming_drops_what_came_after(run: RunFolder) -> None:
     for step in (1, 2, 3, 4):
         run.append_log({"step": step})
-        run.append_log({"note": f"after {step}"})
+        run.append_log({"step": step, "note": f"at {step}"})
     run.truncate_log(2)
-    assert run.read_log()[-1] == {"note": "after 2"} and len(run.read_log()) == 4
+    assert run.read_log()[-1] == {"step": 2, "note": "at 2"} and len(run.read_log()) == 4
     run.append_log({"step": 3})
-    assert [r["step"] for r in run.read_log() if "step" in r] == [1, 2, 3]
+    assert [r["step"] for r in run.read_log()] == [1, 1, 2, 2, 3]
     run.truncate_log(0)
     assert run.read_log() == []
 
 
 def test_log_records_are_json_that_browsers_read(run: RunFolder) -> None:
-    run.append_log({"G": float("nan"), "D": [torch.tensor(0.5), float("inf")], 3: True, "s": "x"})
-    assert run.read_log() == [{"G": None, "D": [0.5, None], "3": True, "s": "x"}]
+    run.append_log(
+        {"step": 1, "G": float("nan"), "D": [torch.tensor(0.5), float("inf")], 3: True, "s": "x"}
+    )
+    assert run.read_log() == [{"step": 1, "G": None, "D": [0.5, None], "3": True, "s": "x"}]
     assert b"NaN" not in run.log.read_bytes()
+
+
+def test_a_damaged_line_of_the_log_is_left_out_as_a_torn_one_is(run: RunFolder) -> None:
+    whole = {"step": 5, "losses": {"G": 1.0}, "lr": {"G": 1e-4}, "images_per_second": 9.5}
+    run.append_log(whole)
+    lines = [
+        {"qtep": 5, **{k: v for k, v in whole.items() if k != "step"}},
+        whole | {"step": "5"},
+        whole | {"losses": 1},
+        whole | {"losses": {"G": "1"}},
+        {k: v for k, v in whole.items() if k != "images_per_second"},
+        {"step": 5, "figures": [1]},
+        {"step": 5, "alarm": "blobs"},
+        {"step": 5, "rollback": 1},
+    ]
+    for line in lines:
+        run.append_log(line)
+    assert run.read_log() == [whole]
+    run.truncate_log(5)
+    assert run.log.read_bytes().count(b"\n") == 1
 
 
 def test_status_is_replaced_whole(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:

@@ -287,7 +287,7 @@ def test_T04_asked_to_stop_before_the_first_step(tmp_path, reference):
 
 def test_T05_ctrl_c_twice_stops_at_once(tmp_path, reference):
     both = [signal.SIGINT, signal.SIGINT]
-    pid = start(tmp_path, prepare=lambda: signalled("a save", 12, both, pause=0.05))
+    pid = start(tmp_path, prepare=lambda: signalled("a save", 16, both, pause=0.05))
     assert wait(pid) == 130
     saved = RunFolder(tmp_path).newest()[0]
     status = RunFolder(tmp_path).read_status()
@@ -328,6 +328,63 @@ def test_T07_a_full_disk_stops_saving_and_then_the_run(tmp_path, monkeypatch):
         train.fit(config(), RunFolder(tmp_path / "b"), say=said.append)
     assert problem.value.exit_code == 74
     assert RunFolder(tmp_path / "b").newest()[0] == 0  # what was there stays
+
+
+def test_T07_a_run_whose_last_checkpoint_is_lost_has_not_ended_well(tmp_path, monkeypatch):
+    def full(self, step, *args, **kw):
+        if step == STEPS:
+            raise StorageProblem("no space left: 10 bytes needed, 3 free")
+        return save(self, step, *args, **kw)
+
+    save = RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", full)
+    folder = RunFolder(tmp_path)
+    with pytest.raises(StorageProblem, match=rf"step {STEPS} could not be saved.*of step 10"):
+        train.fit(config(), folder, say=lambda line: None)
+    status = folder.read_status()
+    assert (status["status"], status["exit_code"]) == ("failed", 74)
+    monkeypatch.undo()
+    train.fit(config(), folder, resume=True, say=lambda line: None)
+    assert folder.newest()[0] == STEPS and folder.read_status()["status"] == "done"
+
+
+def test_T07_a_run_that_is_asked_to_stop_and_cannot_save_says_so(tmp_path, monkeypatch):
+    def full(self, step, *args, **kw):
+        if step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise StorageProblem("no space left: 10 bytes needed, 3 free")
+        return save(self, step, *args, **kw)
+
+    save = RunFolder.save
+    monkeypatch.setattr(RunFolder, "save", full)
+    said = []
+    with pytest.raises(StorageProblem, match="the last checkpoint is of step 0"):
+        train.fit(config(), RunFolder(tmp_path), say=said.append)
+    assert RunFolder(tmp_path).read_status()["exit_code"] == 74
+    assert not any("Stopped" in line for line in said)
+
+
+def test_T07_output_that_does_not_reach_the_disk(tmp_path):
+    """unpaired methods > /dev/full; and an error that cannot be told keeps its exit code"""
+    for words, ends, code in (
+        ("methods", ">/dev/full", 74),
+        ("methods | true", "", 0),
+        ("translate nowhere a.png --to b", "2>/dev/full", 2),
+    ):
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                f'"$0" -m unpaired {words} {ends}; exit ${{PIPESTATUS[0]}}',
+                sys.executable,
+            ],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": SOURCE},
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr.decode()
+        assert (b"could not be written" in done.stderr) == (code == 74)
 
 
 def test_T07_a_fault_is_told_although_its_status_cannot_be_written(tmp_path, monkeypatch):

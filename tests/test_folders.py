@@ -140,7 +140,8 @@ def test_two_folders_named_one_by_one(tmp_path: Path) -> None:
     assert ids(listing) == {"train": {"photos": ["photos/1.png"], "art": ["art/4.png"]}}
     same = scan(tmp_path / "z/art", tmp_path / "y/art/train")
     assert same.domains == ("art", "train")
-    assert scan(tmp_path / "z/art", tmp_path / "z" / "art").domains == ("A", "B")
+    fill(tmp_path, "w/art/5.png")
+    assert scan(tmp_path / "z/art", tmp_path / "w/art").domains == ("A", "B")
     with pytest.raises(DataProblem, match="arrange both alike"):
         scan(tmp_path / "x/photos", tmp_path / "y/art")
 
@@ -154,6 +155,9 @@ def test_lists(tmp_path: Path) -> None:
     text = 'path,domain,split\n1.png,cat\nsub/2.png,dog,valid\n"sub/3, b.png",dog,\n'
     table.write_bytes(b"\xef\xbb\xbf" + text.encode())
     listing = scan(table)
+    wide = tmp_path / "windows.csv"
+    wide.write_text(text, encoding="utf-16")
+    assert ids(scan(wide)) == ids(listing)
     assert listing.layout == "list" and listing.domains == ("cat", "dog")
     assert ids(listing) == {
         "train": {"cat": ["1.png"], "dog": ["sub/3, b.png"]},
@@ -284,7 +288,7 @@ def test_d40_links_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         listing = scan(root)
         followed = scan(root, follow_links=True, subfolders=True)
     assert ids(listing) == {"train": {"images": ["a.png", "hard.png", "inside.png"]}}
-    out = "the link leads out of the folder (follow_links allows it)"
+    out = "the link leads out of the folder (data.follow_links=true allows it)"
     assert {path.name: reason for path, reason in listing.skipped} == {
         "out.png": out,
         "out_folder": out,
@@ -431,6 +435,16 @@ def test_few_images_make_no_validation_and_enough_make_four(tmp_path: Path) -> N
     for i in range(20):  # all the same: nothing may be held out
         shutil.copy(tmp_path / "0.png", tmp_path / f"{i}.png") if i else None
     assert "val" not in scan(tmp_path).files
+
+
+def test_validation_takes_no_content_with_more_copies_than_it_wants(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"good {i}.png" for i in range(30)))
+    for text in ("", "404", "page not found", "moved"):  # in place of images, some of a low hash
+        for i in range(15):
+            (tmp_path / f"{text} {i}.png").write_text(text)
+    listing = scan(tmp_path)
+    assert [p.name[:4] for p in listing.paths("val", "images")] == ["good"] * 4
+    assert sum(not p.name.startswith("good") for p in listing.paths("train", "images")) == 60
 
 
 def test_validation_keeps_pairs_together(tmp_path: Path) -> None:

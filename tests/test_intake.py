@@ -12,6 +12,7 @@ import resource
 import socket
 import threading
 import time
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,6 +169,24 @@ def test_memory_that_runs_out_in_decoding_is_a_bad_image(monkeypatch: pytest.Mon
     monkeypatch.setattr(intake, "_rgb", exhausted)
     with pytest.raises(BadImage, match="MemoryError"):
         read_image(encode(picture(), "PNG"))
+
+
+def test_reading_takes_the_memory_of_the_file_and_lack_of_it_is_no_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture(), "PNG"))
+    tracemalloc.start()
+    intake.read_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000  # and not the limit's 200 MB
+    tracemalloc.stop()
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(intake, "_bytes_of", exhausted)
+    with pytest.raises(MemoryError):
+        read_image(path)
 
 
 # Limits.

@@ -487,6 +487,9 @@ def test_what_a_model_file_claims_takes_no_memory(run, tmp_path, monkeypatch):
         ({"config": json.dumps(config | wide)}, "further numbers"),
         ({"config": json.dumps(config | deep)}, "body"),
         ({"domains": json.dumps([str(i) for i in range(20_000)])}, "20000 domains"),
+        ({"domains": json.dumps(["outline", "painted", "mosaic"])}, "3 domains"),
+        ({"domains": json.dumps(["outline"])}, "1 domain"),
+        ({"domains": json.dumps(["outline", "outline"])}, "equal names"),
     ]:
         save_model(file, tensors, about | claim)
         with pytest.raises(DataProblem, match=f"does not hold the networks.*{said}"):
@@ -663,6 +666,9 @@ def test_titles_and_names_of_columns_fit():
     assert pictures.readable("große Kätzchen 🐱", font).startswith(
         "gro"
     ) and "a" in pictures.readable("ä", font)
+    assert "\n" not in pictures.readable("été\n\r\x85\u2029", font)
+    for name in "été\n", "a\r\x1c", "🐕\u2029":  # the system's fonts refuse some of these
+        sheet([[cell]], [name], title=name)
     assert sheet([[cell]], title="große Kätzchen 🐱").width >= sheet([[cell]], title="g").width
 
 

@@ -325,7 +325,7 @@ class RunFolder:
                 log.warning("cannot write %s: %s; lines are lost", self.log, error.strerror)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The records of log.jsonl in order; lines torn by a kill are left out."""
+        """The records of log.jsonl in order; lines torn by a kill, or damaged, are left out."""
         return [record for record, _ in self._log_lines()]
 
     def truncate_log(self, step: int) -> None:
@@ -344,11 +344,11 @@ class RunFolder:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise StorageProblem(f"cannot read {self.log}: {error.strerror}") from error
+            raise StorageProblem(f"cannot read {self.log}: {_reason(error, self.path)}") from error
         for line in lines:
             with suppress(ValueError):  # UnicodeDecodeError and JSONDecodeError too
                 record = json.loads(line)
-                if isinstance(record, dict):
+                if _is_record(record):
                     yield record, line
 
     def _folders(self, corrupt: bool = False) -> list[Path]:
@@ -358,7 +358,9 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StorageProblem(f"cannot read {self.checkpoints}: {error.strerror}") from error
+            raise StorageProblem(
+                f"cannot read {self.checkpoints}: {_reason(error, self.path)}; mend it or name another run"
+            ) from error
         return [
             self.checkpoints / name
             for name in names
@@ -780,6 +782,21 @@ def _string_keys(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_string_keys(item) for item in value]
     return value
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a line of the log is one that training wrote: what is read of it is there, and of its kind."""
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        return False
+    with_it = {"losses": "images_per_second", "alarm": "text"}
+    kinds = {"images_per_second": int | float, "alarm": str, "text": str, "rollback": str}
+    tables = [value[key] for key in ("losses", "figures", "lr") if key in value]
+    return (
+        all(other in value for key, other in with_it.items() if key in value)
+        and all(isinstance(value[key], kind) for key, kind in kinds.items() if key in value)
+        and all(isinstance(table, dict) for table in tables)
+        and all(n is None or isinstance(n, int | float) for t in tables for n in t.values())
+    )
 
 
 def _finite(value: Any) -> Any:

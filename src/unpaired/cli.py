@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
-from unpaired.errors import DataProblem, OutOfMemory, Problem, StorageProblem
-from unpaired.progress import say
+from unpaired.errors import ConfigProblem, DataProblem, OutOfMemory, Problem, StorageProblem
+from unpaired.progress import say, unseen
 
 REMEDIES = {  # for words that nobody asked for
     "train": "; settings are written as key=value, such as train.steps=1000",
@@ -25,7 +27,6 @@ def train(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import RunFolder
     from unpaired.config import load
     from unpaired.data.intake import escape
-    from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
     data = args.data or []
@@ -63,7 +64,6 @@ def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> No
     from unpaired.checkpoint import RunFolder
     from unpaired.config import changes, load
     from unpaired.data.datasets import refuse_moved
-    from unpaired.errors import ConfigProblem
     from unpaired.train import fit
 
     saved = saved_config(path)
@@ -83,6 +83,12 @@ def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> No
     if done == run.train.steps and (folder.read_status() or {}).get("status") == "done":
         say(f"All {done} steps are done already: say train.steps=N to go on.")
         return
+    roots = before.data.root, run.data.root
+    if "scenes" in roots and roots[0] != roots[1] and not allow_dataset_change:
+        raise ConfigProblem(
+            f"The run began with {roots[0]} and not with {roots[1]}: leave out data.root, or say "
+            "--allow-dataset-change to go on with other images."
+        )
     if run.data.root == before.data.root:
         refuse_moved(run.data, "data.root=DIR")
     fit(run, folder, resume=True, allow_dataset_change=allow_dataset_change)
@@ -99,7 +105,6 @@ def is_config(word: str) -> bool:
 
 
 def saved_config(run: Path) -> Path:
-    from unpaired.errors import ConfigProblem
 
     path = run / "config.yaml"
     if not path.is_file():
@@ -134,7 +139,6 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def domains(args: argparse.Namespace) -> None:
     from unpaired.domains import rename, report
-    from unpaired.errors import ConfigProblem
 
     data = [w for w in args.data or () if not is_setting(w)]
     settings = [w for w in (*args.settings, *(args.data or ())) if is_setting(w)]
@@ -176,7 +180,6 @@ def export(args: argparse.Namespace) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    from unpaired.errors import ConfigProblem
 
     try:
         from unpaired.serve.run import serve
@@ -260,7 +263,6 @@ def import_official(args: argparse.Namespace) -> None:
     from unpaired.checkpoint import save_model
     from unpaired.config import load
     from unpaired.data.intake import placed
-    from unpaired.errors import ConfigProblem
     from unpaired.translator import metadata
 
     output = official.output(args.output)
@@ -632,6 +634,12 @@ def command(commands: Commands, name: str, function: Command, text: str) -> argp
     return p
 
 
+def complain(sentence: str) -> None:
+    """A line on stderr, if that can be written to; the exit code says it too."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(f"unpaired: {sentence}", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; a `Problem` becomes one line on stderr and its exit code."""
     p = parser()
@@ -642,18 +650,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"unrecognized arguments: {' '.join(rest)}{REMEDIES.get(args.command, '')}")
     if rest:
         args.settings += rest  # settings may stand anywhere in the line
+    unseen.clear()
     try:
         os.getcwd()
     except FileNotFoundError:
-        print("unpaired: the folder you are in was deleted: go to another.", file=sys.stderr)
+        complain("the folder you are in was deleted: go to another.")
         return 2
     try:
-        return args.function(args) or 0
+        code = args.function(args) or 0
+        if (
+            unseen and args.command != "train"
+        ):  # of training nothing is lost: it is in the run folder
+            raise StorageProblem(
+                f"the output could not be written ({unseen[0].strerror}): make room."
+            )
+        return code
     except Problem as problem:
-        print(f"unpaired: {problem}", file=sys.stderr)
+        complain(str(problem))
         return problem.exit_code
     except KeyboardInterrupt:
-        print("unpaired: stopped.", file=sys.stderr)
+        complain("stopped.")
         return 130
     except BrokenPipeError:
         return 0
@@ -661,20 +677,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         where, closed = os.fsdecode(error.filename), isinstance(error, PermissionError)
+        if error.errno == errno.ENAMETOOLONG:
+            complain(
+                f"{ascii(where[:40])[1:-1]}...: no file has so long a name: look at the command."
+            )
+            return ConfigProblem.exit_code
         remedy = (
             "change its permissions or name another"
             if closed
             else "look at the disk, or name another"
         )
-        print(f"unpaired: {ascii(where)[1:-1]}: {error.strerror}: {remedy}.", file=sys.stderr)
+        complain(f"{ascii(where)[1:-1]}: {error.strerror}: {remedy}.")
         return DataProblem.exit_code if closed else StorageProblem.exit_code
     except (MemoryError, RuntimeError) as error:  # torch raises the latter
         if not (
             isinstance(error, MemoryError) or re.search("(allocate|out of) memory", str(error))
         ):
             raise
-        print(
-            "unpaired: out of memory: make the images smaller (--size, data.size) or fewer (data.batch).",
-            file=sys.stderr,
+        complain(
+            "out of memory: make the images smaller (--size, data.size) or fewer (data.batch)."
         )
         return OutOfMemory.exit_code

@@ -64,7 +64,7 @@ class Data(Section):
     domains: Annotated[tuple[Domain, ...] | None, AfterValidator(distinct)] = None
     follow_links: bool = False  # also where links lead out of the folder
     size: Side | tuple[Side, Side] = 256  # side of the square crop, or (height, width)
-    zoom: float = Field(1.0, ge=1)  # images are resized to zoom * size before the random crop
+    zoom: float = Field(1.0, ge=1, le=8)  # images are resized to zoom * size before the random crop
     flip: bool = True  # mirror half of the images
     # Unlabelled data: second views differ in colour (off where colour is the domain) ...
     jitter: bool = True
@@ -74,7 +74,9 @@ class Data(Section):
     labels: Annotated[str | None, AfterValidator(label_file)] = None
     labelled: float = Field(1.0, gt=0, le=1)  # the share of these that training sees
     channels: Literal[1, 3] = 3  # 1 for grey images
-    batch: int = Field(1, ge=1)  # images of each domain in a step; many domains: of all together
+    batch: int = Field(
+        1, ge=1, le=65_536
+    )  # images of each domain in a step; many domains: of all together
     # Processes that read; auto: none on a CPU
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     # GiB of decoded images that stay on this machine, for the next epoch and run; auto: 4, at most a
@@ -128,7 +130,7 @@ class Optim(Section):
 class Train(Section):
     """The run itself."""
 
-    steps: int = Field(100_000, ge=1)  # how often every network moves
+    steps: int = Field(100_000, ge=1, le=10**9)  # how often every network moves
     # Decay of the averaged networks, at step s at most (1 + s) / (10 + s); 0: no average
     ema: float = Field(0.999, ge=0, lt=1)
     accumulate: int = Field(1, ge=1)  # microbatches that a batch is split into, to save memory
@@ -333,7 +335,7 @@ def override(word: str) -> dict[str, Any]:
         )
     try:
         tree: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # 2024-13-45 looks like a date
+    except (yaml.YAMLError, ValueError, RecursionError):  # 2024-13-45 looks like a date
         tree = value
     for part in reversed(key.split(".")):
         tree = {part: tree}
@@ -353,7 +355,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigProblem(f"{path} is a folder and not a config: {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigProblem(f"{path} cannot be read as a config: {error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # the latter: 2024-13-45 looks like a date
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # the second: 2024-13-45 looks like a date
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigProblem(f"{path} is not valid YAML{line}: mend it there.") from None
@@ -418,6 +424,8 @@ def sentence(
     remedy = f"put the list in quotes, as in '{key}=[a, b]'." if cut else "correct it."
     if fault["type"] == "tuple_type" and not cut:
         message, remedy = "it is a list", f"write one, as in '{key}=[a,b]'."
+    if fault["type"] == "missing" and isinstance(said, list | tuple):
+        message, remedy = "a number is lacking", "write both."
     if fault["type"] == "string_type" and not isinstance(said, list | dict):
         remedy = "put it in double quotes, and on the command line the setting in single ones."
     return f"{key}: {message}, not {said!r}: {remedy}"

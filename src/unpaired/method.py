@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -103,8 +103,10 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def counted(cls, said: Any, info: ValidationInfo) -> Any:
-        """1e3 is a count too: YAML reads it as text, of which the types mend fractions alone."""
+        """1e3 is a count too: YAML reads it as text, of which the types mend fractions alone. `yes` is none."""
         kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(said, bool) and {kind, *get_args(kind)} & {int, float}:
+            raise ValueError("a number is wanted")
         if kind in (int, int | None) and isinstance(said, str) and "e" in said.lower():
             with suppress(ValueError):
                 return float(said)

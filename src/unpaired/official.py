@@ -160,7 +160,7 @@ def read_pickle(path: Path) -> Any:
     except DataProblem:
         raise
     except Exception as error:  # of a hostile file, anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise DataProblem(
             f"{path} is not a file of plain tensors, so it is not read ({reason[:120]})."
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,7 +77,9 @@ def font_for(text: str, size: int) -> Font:
 
 
 def readable(text: str, font: Font) -> str:
-    """`text`; in a font of English letters without accents, and with ? for what it lacks."""
+    """`text` with ? for what cannot be printed; in a font of English letters without accents, and with ? for what it
+    lacks."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
     if text.isascii() or isinstance(getattr(font, "path", None), str):  # of the system
         return text
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -99,6 +102,13 @@ def label(text: str, size: tuple[int, int]) -> Image.Image:
     text = readable(text, font)
     ImageDraw.Draw(cell).multiline_text((0, size[1] // 4), text, INK, font)
     return cell
+
+
+def png(image: Image.Image) -> bytes:
+    """As `translate` writes its files; the numbers are the network's, and nothing else is in there."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=3)
+    return file.getvalue()
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:

@@ -11,6 +11,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+unseen: list[OSError] = []  # why a line of `say` was lost, other than that nobody reads
+
+
 def say(line: str) -> None:
     """A line for the user, seen at once also in a pipe; when nobody reads any more, work goes on unseen."""
     try:
@@ -18,7 +21,9 @@ def say(line: str) -> None:
     except UnicodeEncodeError:  # a name that the terminal's encoding does not have
         encoding = sys.stdout.encoding or "ascii"
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except OSError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            unseen.append(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

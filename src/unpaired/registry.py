@@ -60,6 +60,8 @@ def find_method(name: str) -> type[Method]:
         raise ConfigProblem(
             f"method.name: {name!r} is not the name of a module: write my_lab.cut for my_lab/cut.py."
         )
+    if name.split(".")[0] in sys.stdlib_module_names:  # importing some of it acts at once
+        raise ConfigProblem(f"method.name: {name} belongs to Python and holds no method.")
     module_name = name if "." in name else f"unpaired.methods.{name}"
     try:
         module = imported(module_name)

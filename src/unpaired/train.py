@@ -54,6 +54,7 @@ from unpaired.method import Batch, Method, Step
 from unpaired.metrics.table import METRICS
 from unpaired.metrics.validation import quick_validation
 from unpaired.networks.memory import checkpointed
+from unpaired.pictures import png
 from unpaired.progress import Progress, on_terminal, say
 from unpaired.translator import metadata, sample_sheets
 
@@ -280,7 +281,7 @@ def spare(folder: RunFolder) -> None:
 def less_memory(run: Run) -> str:
     """What a run that does not fit can do, of the ways that are open to it."""
     h, w = run.data.hw
-    ways = ["lower data.size"]
+    ways = ["lower data.size"] + ["lower data.zoom"] * (run.data.zoom > 2)
     if run.data.batch > 1:
         ways.insert(0, "lower data.batch")
         parts = next(n for n in range(2, run.data.batch + 1) if run.data.batch % n == 0)
@@ -456,24 +457,35 @@ class Trainer:
                     recent.clear()
                     self.listen()
                 best = self.step % run.train.evaluate_every == 0 and self.evaluate()
+                stop = tuple(asked)  # who asks after this waits for the next step
                 if self.step % run.train.sample_every == 0 or self.step == run.train.steps:
                     self.sample()
                 due = self.step % run.train.save_every == 0 and not self.skipped
-                if due or self.step == run.train.steps or asked or best:
+                if due or self.step == run.train.steps or stop or best:
                     self.save(best)
-                self.heed(asked)
+                self.heed(stop)
         self.export()
+        self.check_saved()
         self.status("done", code=0)
         progress.done()
 
     def heed(self, asked: Sequence[int]) -> None:
         """Ends a run that was asked to stop, and has saved."""
         if asked and self.step < self.run.train.steps:
+            self.check_saved()
             self.status("preempted", f"signal {asked[0]}", 128 + asked[0])
             self.say(
                 f"Stopped at step {self.step}; go on with: unpaired train --resume {quote(str(self.folder.path))}"
             )
             raise Stopped(128 + asked[0])
+
+    def check_saved(self) -> None:
+        """Refuses to end well where the present step is not on the disk."""
+        if (last := max(self.folder.steps(), default=0)) < self.step:
+            raise StorageProblem(
+                f"step {self.step} could not be saved, the last checkpoint is of step {last}: make room, then "
+                f"go on from there by `unpaired train --resume {quote(str(self.folder.path))}`."
+            )
 
     def play(self, batch: dict[str, Tensor], files: Sequence[str]) -> dict[str, Tensor]:
         """One round of the game at the present step; a non-finite move ends the round and is counted."""
@@ -630,15 +642,17 @@ class Trainer:
             "labels": list(self.dataset.labels),
             "run": self.run.model_dump(mode="json"),
         }
+        lacking = f"Checkpoint {self.step} was not written, the earlier ones stay"
         try:
             self.folder.save(self.step, tensors, state, keep=self.run.train.keep)
+            lacking = f"The model of step {self.step} was not written, its checkpoint was"
             self.export()
             if best:
                 self.keep_best()
             self.failed_saves = 0
         except StorageProblem as problem:
             self.failed_saves += 1
-            self.say(f"Checkpoint {self.step} was not written, the earlier ones stay: {problem}")
+            self.say(f"{lacking}: {problem}")
             if self.failed_saves >= MAX_FAILED_SAVES:
                 raise
 
@@ -663,8 +677,14 @@ class Trainer:
     def restore(self) -> None:
         found = self.folder.newest()
         if found is None:
+            model = self.folder.path / "model.safetensors"
+            remedy = (
+                f"begin another run from its model by --init {quote(str(model))}"
+                if model.is_file()
+                else "train it first"
+            )
             raise ConfigProblem(
-                f"{self.folder.path} holds no checkpoint to resume from: train it first."
+                f"{escape(self.folder.path)} holds no checkpoint to resume from: {remedy}."
             )
         self.step, tensors, state = found
         self.rollbacks, self.shift = state.get("rollbacks", 0), state.get("shift", 0)
@@ -744,10 +764,10 @@ class Trainer:
             for name, image in sheets.items():
                 path = self.folder.path / "samples" / f"{name}-{self.step:08d}.png"
                 path.parent.mkdir(exist_ok=True)
-                image.save(path)
+                write_atomic(path, png(image))
             self.write_page()
-        except OSError as error:
-            self.say(f"The samples of step {self.step} were not written: {error}.")
+        except (OSError, StorageProblem) as error:
+            self.say(f"The samples of step {self.step} were not written: {error}")
 
     def status(self, status: str, reason: str = "", code: int | None = None) -> None:
         """status.json, and the page of a run that ended. Nothing depends on it, least of all the report of another

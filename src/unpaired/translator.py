@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from unpaired.checkpoint import RunFolder, load_model
 from unpaired.config import Run, nearest, portable, resolve
-from unpaired.data.batches import covering, luminance, spread
+from unpaired.data.batches import check_layout, covering, luminance, spread
 from unpaired.data.datasets import Dataset
 from unpaired.data.intake import TRAIN, escape, read_image, upright_rgb
 from unpaired.errors import ConfigProblem, DataProblem, Problem
@@ -34,6 +34,7 @@ FORMAT = "unpaired model 1"
 CHUNK_PIXELS = 1 << 16
 KEPT_CHUNKS = 4  # as many of these where freed memory stays with the process
 GPU_CHUNKS = 64  # and on a GPU
+MOST_STYLES = 10_000  # in one call
 SPREAD = 1000  # random styles that tell how far a component goes
 SHEET_DOMAINS = 8  # target domains that get sample sheets
 
@@ -188,6 +189,7 @@ class Translator:
         """The styles (steps, ...) on the straight line from `a` to `b`."""
         if steps < 2:
             raise ConfigProblem(f"steps={steps}: a line needs 2 at the least.")
+        check_steps(steps)
         ends = [self.style(s, target, source) for s in (a, b)]
         points = torch.linspace(0, 1, steps).to(self.device)
         return torch.cat([torch.lerp(ends[0], ends[1], t) for t in points])
@@ -395,8 +397,14 @@ class Translator:
 
 def misfits(run: Run, domains: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[str]:
     """What is lacking, left over or of another shape in a file, found before memory is taken for what it claims."""
+    try:
+        check_layout(run.method_class().layout, domains, run.method.name)
+    except ConfigProblem:
+        return [f"{len(domains)} domain{'s' * (len(domains) != 1)}"]
     if len(domains) > MOST_DOMAINS:
         return [f"{len(domains)} domains"]
+    if len(set(domains)) < len(domains):
+        return ["domains of equal names"]
     with torch.device("meta"):
         method = run.build(domains, initialise=False)
     known = method.state_dict()  # an imported model may hold its discriminators besides
@@ -417,8 +425,14 @@ def room(x: Tensor) -> int:
 
 def linspace(low: float, high: float, steps: int) -> list[float]:
     """`steps` evenly spaced numbers, ends included; the middle of symmetric ones is 0."""
+    check_steps(steps)
     parts = [i / max(steps - 1, 1) for i in range(steps)]
     return [low * (1 - t) + high * t for t in parts]
+
+
+def check_steps(steps: int) -> None:
+    if steps > MOST_STYLES:
+        raise ConfigProblem(f"steps={steps}: {MOST_STYLES:,} at most.")
 
 
 def check_seed(seed: int) -> None:
@@ -429,6 +443,8 @@ def check_seed(seed: int) -> None:
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
     check_seed(seed)
+    if n > MOST_STYLES:
+        raise ConfigProblem(f"{n:,} styles are too many: ask for {MOST_STYLES:,} at most.")
     generator = torch.Generator().manual_seed(int(seed))
     return torch.cat([method.sample_style(1, target, generator) for _ in range(n)])
 

@@ -418,8 +418,11 @@ img {{ max-width: 8rem; max-height: 8rem; border: 1px solid #bbb }}
 def to_page(report: Report, path: str | os.PathLike[str]) -> None:
     """Write the report as one HTML file that needs no other, with the suspicious images.
 
-    Raises ConfigProblem if `path` is inside the data set, which stays as it is, and NotWritable.
+    Raises ConfigProblem if `path` is inside the data set, which stays as it is, NotWritable, and
+    StorageProblem of a full disk.
     """
+    from unpaired.checkpoint import write_atomic  # loads torch
+
     if any(Path(path).resolve().is_relative_to(Path(root).resolve()) for root in report.roots):
         raise ConfigProblem(
             f"{escape(path)} is inside the data set, where nothing is written; name a file "
@@ -430,11 +433,11 @@ def to_page(report: Report, path: str | os.PathLike[str]) -> None:
     page = _PAGE.format(title=title, body="\n".join(_sections(report)))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
         raise NotWritable(
             f"{escape(path)} cannot be written ({error.strerror}); name another file."
         ) from None
+    write_atomic(Path(path), page.encode())
 
 
 def _sections(report: Report) -> Iterator[str]:

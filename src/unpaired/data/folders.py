@@ -25,9 +25,11 @@ import os
 import re
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +55,7 @@ SPLITS = {
     "testing": "test",
 }
 UNLABELLED = "images"
+UNREADABLE = "unreadable"  # in place of a hash
 LETTERED = re.compile(r"(train|val|test)([A-Z])")
 UNDERSTOOD = (
     "understood are trainA trainB, train/<domain>, one folder per domain, images directly in the "
@@ -229,6 +232,7 @@ def scan(
             raise ConfigProblem(f"{escape(top)} does not exist; name a folder of images.")
         if len(tops) > 1 and not top.is_dir():
             raise ConfigProblem(f"{escape(top)} is not a folder; name folders of images.")
+    _check_apart(tops)
     notes: list[str] = []
     if not tops[0].is_dir():
         found = _read_list(tops[0])
@@ -319,7 +323,7 @@ def _walk_folder(
             info = entry.stat()
             if link and real is not None and not _within(entry.path, real):
                 if stat.S_ISDIR(info.st_mode) or suffix in IMAGES:
-                    reason = "the link leads out of the folder (follow_links allows it)"
+                    reason = "the link leads out of the folder (data.follow_links=true allows it)"
                     found.skipped.append((Path(entry.path), reason))
                 continue
         except OSError as error:
@@ -517,6 +521,14 @@ def _check_domains(root: Path, placed: _Placed) -> None:
 # Lists.
 
 
+def _text_of(path: Path) -> str:
+    """A file in UTF-8, or in UTF-16 as Windows writes it."""
+    data = read_file(path)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
 def _read_list(path: Path) -> _Found:
     """`path[,domain[,split]]` a line; a header line and lines that begin with # are passed over."""
     if path.suffix.lower() not in (".txt", ".csv", ".tsv"):
@@ -524,7 +536,7 @@ def _read_list(path: Path) -> _Found:
             f"{escape(path)} is not a folder, nor a list (.txt, .csv, .tsv); unpack it, or name a "
             "folder of images."
         )
-    text = read_file(path).decode("utf-8-sig", "surrogateescape")
+    text = _text_of(path)
     found = _Found([], [], [], [])
     seen: dict[str, tuple[str, str]] = {}
     for number, name, domain, split in _rows(path, text):
@@ -617,7 +629,7 @@ def read_labels(path: Path, listing: Listing) -> dict[Path, str]:
         raise ConfigProblem(
             f"data.labels: there is no file {escape(path)}: name a CSV of path,label, or say folders."
         )
-    text = read_file(path).decode("utf-8-sig", "surrogateescape")
+    text = _text_of(path)
     known = {os.path.normpath(p): p for p in listing.entries}
     outside = {os.path.normpath(p) for p, _ in listing.skipped}
     labels: dict[Path, str] = {}
@@ -726,8 +738,8 @@ def _choose_validation(
 ) -> set[str]:
     """Ids of the training images with the smallest hashes, at least 4 a domain that has 20.
 
-    Equal content has equal hashes, and what one domain gives away the others do not keep. A pair
-    goes by the hash of its first image.
+    Equal content has equal hashes: its copies go together, if they are not more than are wanted, and
+    what one domain gives away the others do not keep. A pair goes by the hash of its first image.
     """
     train = [(path, e) for path, e in placed if e.split == "train"]
     told = patiently(train, "Reading the images once, to choose those of validation")
@@ -737,11 +749,27 @@ def _choose_validation(
         hashes = {e.id: first[e.stem] for _, e in train}
     low: set[str] = set()
     for domain in {e.domain for _, e in train}:
-        ranked = sorted(hashes[e.id] for _, e in train if e.domain == domain)
-        if len(ranked) >= 20:
-            low.update(ranked[: max(4, round(fraction * len(ranked)))])
+        copies = Counter(hashes[e.id] for _, e in train if e.domain == domain)
+        n = copies.total()
+        left = max(4, round(fraction * n)) if n >= 20 else 0
+        for content, count in sorted(copies.items()):
+            if count <= left and content != UNREADABLE:
+                low.add(content)
+                left -= count
     chosen = {e.id for _, e in train if hashes[e.id] in low}
     return chosen if len(chosen) < len(train) else set()
+
+
+def _check_apart(tops: Sequence[Path]) -> None:
+    """Refuses folders that hold the same images."""
+    for a, b in permutations(tops, 2):
+        inner, outer = a.resolve(), b.resolve()
+        if inner == outer:
+            raise ConfigProblem(f"{escape(a)} is given twice; name a folder for each domain.")
+        if outer in inner.parents:
+            raise ConfigProblem(
+                f"{escape(a)} lies within {escape(b)}; name folders that have no images in common."
+            )
 
 
 # Content.
@@ -756,11 +784,11 @@ def _content(path: Path, entry: Entry, known: Fingerprint | None) -> str:
 
 @lru_cache(maxsize=1_000_000)
 def content_hash(path: Path, size: int, mtime_ns: int) -> str:
-    """Hex SHA-256 of a file, once per path, size and mtime; "unreadable" if it cannot be read."""
+    """Hex SHA-256 of a file, once per path, size and mtime; `UNREADABLE` if it cannot be read."""
     try:
         return hashlib.sha256(read_file(path)).hexdigest()
     except BadImage:
-        return "unreadable"
+        return UNREADABLE
 
 
 def _digest(files: Mapping[str, tuple[str, str, int, int, str]]) -> str:

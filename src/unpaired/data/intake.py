@@ -177,7 +177,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = TRAIN.max_bytes) ->
         return answered(path, lambda: _bytes_of(path, max_bytes))
     except _Refused as refused:
         raise BadImage(escape(path), str(refused)) from None
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImage(escape(path), f"the file cannot be read ({reason})") from None
 
@@ -238,7 +238,7 @@ def _bytes_of(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             raise _Refused("it is not a regular file")
         if info.st_size > max_bytes:
             raise _Refused(f"the file is larger than {max_bytes:,} bytes")
-        return file.read(max_bytes + 1)
+        return file.read(min(info.st_size, max_bytes) + 1)  # memory for all of it is taken at once
 
 
 # What the first bytes say. The second table only makes a better sentence.

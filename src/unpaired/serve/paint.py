@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import traceback
@@ -18,7 +17,7 @@ from torch import Tensor
 from unpaired.data.scenes import DOMAINS, Scenes
 from unpaired.errors import ConfigProblem, OutOfMemory, Problem
 from unpaired.heap import keep_freed
-from unpaired.pictures import to_images
+from unpaired.pictures import png, to_images
 from unpaired.serve.limits import EXAMPLES, LIMITS, Limits
 from unpaired.serve.messages import Header, Message, channel, say, work
 from unpaired.translator import SPREAD, NotFinite, Translator, random_styles
@@ -165,13 +164,6 @@ def like(t: Translator, target: int, source: int) -> Tensor:
 
 def pixels(shape: list[int], data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def png(image: Image.Image) -> bytes:
-    """As `translate` writes its files; the numbers are the network's, and nothing else is in there."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=3)
-    return file.getvalue()
 
 
 def about(name: str, t: Translator) -> dict[str, Any]:
