@@ -62,17 +62,13 @@ def train(args: argparse.Namespace) -> None:
 
 def go_on(path: Path, settings: Sequence[str], allow_dataset_change: bool) -> None:
     from unpaired.checkpoint import RunFolder
-    from unpaired.config import changes, load
+    from unpaired.config import load, refuse_changes
     from unpaired.data.datasets import refuse_moved
     from unpaired.train import fit
 
     saved = saved_config(path)
     before, run = load(saved), load(saved, settings)
-    if changed := changes(before, run):
-        raise ConfigProblem(
-            f"--resume cannot change what the run is made of ({'; '.join(changed)}): start a new run from its "
-            f"networks by --init {quote(str(path))}."
-        )
+    refuse_changes(before, run, path)
     folder = RunFolder(path)
     done = max(folder.steps(), default=0)
     if run.train.steps < done:

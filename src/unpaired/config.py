@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import torch
@@ -189,7 +190,8 @@ class Run(Section):
 
     def build(self, domains: tuple[str, ...], initialise: bool = True) -> Method:
         """The method's networks, initialised from `train.seed`; if not, for weights to be loaded, without averages."""
-        torch.manual_seed(self.train.seed)
+        if initialise:
+            torch.manual_seed(self.train.seed)
         with nullcontext() if initialise else Uninitialised():
             shape = Shape(*self.data.hw, self.data.channels)
             method = self.method_class()(self.method, domains, shape)
@@ -292,6 +294,15 @@ def changes(old: Run, new: Run) -> list[str]:
     )
     keys = [k for k in a | b if a.get(k) != b.get(k) and k not in SAFE]
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in keys]
+
+
+def refuse_changes(old: Run, new: Run, folder: Path) -> None:
+    """Refuses to go on with the run in `folder`, begun as `old`, as `new`."""
+    if changed := changes(old, new):
+        raise ConfigProblem(
+            f"--resume cannot change what the run is made of ({'; '.join(changed)}): set it back, also in "
+            f"{folder}/config.yaml, or start a new run from its networks by --init {quote(str(folder))}."
+        )
 
 
 def portable(method: MethodConfig) -> dict[str, Any]:

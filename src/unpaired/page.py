@@ -125,7 +125,7 @@ def tables(measured: Any) -> str:
         rows.pop("reader", None)
     parts += [table(way, rows, columns) for way, rows in measured.get("scenes", {}).items()]
     for way, rows in measured["means"].items():
-        parts.append(table(WAYS[way], turned(rows), columns, across=True))
+        parts.append(table(WAYS.get(way, way), turned(rows), columns, across=True))
     if len(measured["directions"]) > len(measured["means"]):
         each = (
             table(f"{d['name']}, {d['way']}", turned(d["rows"]), columns, across=True)

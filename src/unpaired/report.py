@@ -123,11 +123,14 @@ def figured(measured: Mapping[str, Any]) -> Figured | None:
 
 
 def conditions(measured: Mapping[str, Any]) -> tuple[str, ...]:
-    """What runs must have in common to be compared: in words, then the hashes of the images."""
+    """What runs must have in common to be compared: in words, then the hashes of the images and how many others these
+    are compared with."""
     data = measured["data"]
     root = data["root"] if isinstance(data["root"], str) else " and ".join(data["root"])
     said = f"{measured['protocol']['name']}, {measured['split']} images of {root}, {' x '.join(map(str, data['size']))}"
-    return said, *sorted(domain["digest"] for domain in data["domains"].values())
+    if measured["seed"]:
+        said += f", seed {measured['seed']}"
+    return said, *sorted(f"{d['digest']} beside {d['train']}" for d in data["domains"].values())
 
 
 def comparison(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -213,6 +216,8 @@ def one(
         )
     if "latent" in ways and source == first_source(t, target):
         parts.append(components(name, t, arrays[0], source, target))
+    if not len(train):
+        return f"<div>{''.join(parts)}</div>"
     near = neighbours(first, train)
     pairs: list[list[Image.Image | None]] = [
         [*map(enlarged, first)],

@@ -21,8 +21,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from unpaired import alarms, page
-from unpaired.checkpoint import RunFolder, load_model, read_json, save_model, write_atomic
-from unpaired.config import Optim, Run, Train, nearest
+from unpaired.checkpoint import RunFolder, load_model, save_model, write_atomic
+from unpaired.config import Optim, Run, Train, nearest, refuse_changes, resolve
 from unpaired.data.augment import View
 from unpaired.data.batches import (
     Batches,
@@ -37,7 +37,13 @@ from unpaired.data.batches import (
 )
 from unpaired.data.cache import ImageCache
 from unpaired.data.check import check_command, outline
-from unpaired.data.datasets import Dataset, cache_training, open_dataset, training_labels
+from unpaired.data.datasets import (
+    Dataset,
+    cache_training,
+    known_images,
+    open_dataset,
+    training_labels,
+)
 from unpaired.data.folders import Fingerprint, compare
 from unpaired.data.intake import escape
 from unpaired.domains import saved_names
@@ -56,7 +62,7 @@ from unpaired.metrics.validation import quick_validation
 from unpaired.networks.memory import checkpointed
 from unpaired.pictures import png
 from unpaired.progress import Progress, on_terminal, say
-from unpaired.translator import metadata, sample_sheets
+from unpaired.translator import NotFinite, metadata, sample_sheets
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it tells, `begin` tells
 
@@ -97,11 +103,22 @@ def train_step(
                 update = next(updates, None)
             if update is None:
                 return log
+            for name in update.nets.split():
+                if name not in optimizers:
+                    raise ConfigProblem(
+                        f"A move of {method.name} names {name}, which is no network that learns: "
+                        f"{nearest(name, optimizers)}"
+                    )
             moved = {net: learned(optimizers[net]) for net in update.nets.split()}
             params = [p for net in moved.values() for p in net]
             fabric.backward(update.loss / len(rounds), inputs=params)
             for name, part in update.log.items():
                 log[name] = log.get(name, 0) + part.detach() / len(rounds)
+        if still := [name for name, net in moved.items() if all(p.grad is None for p in net)]:
+            raise ConfigProblem(
+                f"A move of {method.name} names {still[0]}, which its loss does not reach: no weight of it has a "
+                "gradient."
+            )
         norms = {name: gradient_norm(net) for name, net in moved.items()}
         if not torch.stack(list(norms.values())).isfinite().all():  # the one wait of a move
             method.zero_grad()
@@ -382,9 +399,8 @@ class Trainer:
 
     def open(self, layout: str, unchanged: bool) -> Dataset:
         """The data; refuses too many bad images, and with `unchanged` other images than those of the start."""
-        run, path = self.run, self.folder.path / "dataset.json"
-        began = path.is_file() and not self.occupied
-        known = read_json(path, Fingerprint.from_json) if began else None
+        run = self.run
+        known = None if self.occupied else known_images(self.folder.path)
         dataset = open_dataset(run.data, layout, run.train.seed, self.report_bad, known)
         if (listing := dataset.listing) is None:
             return dataset
@@ -690,6 +706,7 @@ class Trainer:
         self.rollbacks, self.shift = state.get("rollbacks", 0), state.get("shift", 0)
         self.skipped = state.get("skipped", 0)
         self.compare_domains(state)
+        refuse_changes(resolve(state["run"]), self.run, self.folder.path)
         load_tensors(self.method, tensors)
         self.method.zero_grad()
         self.method.train()  # a reader may have been lost while the method was translating
@@ -730,7 +747,8 @@ class Trainer:
 
     def initialise(self, path: Path) -> None:
         """Starts from the networks of another run, or of a model file, as far as names and shapes agree."""
-        own = self.method.state_dict()
+        nets = {*learning(self.method), "ema"}  # and no pools of earlier images
+        own = {k: v for k, v in self.method.state_dict().items() if k.split(".")[0] in nets}
         if path.is_file():
             theirs, _ = load_model(path)
             theirs |= {f"ema.{k}": v for k, v in theirs.items() if f"ema.{k}" in own}
@@ -758,7 +776,10 @@ class Trainer:
 
     def sample(self) -> None:
         """The fixed inputs of the validation split in fixed styles, and the page."""
-        sheets = sample_sheets(self.method.translator(), self.dataset, self.run)
+        try:
+            sheets = sample_sheets(self.method.translator(), self.dataset, self.run)
+        except NotFinite:
+            raise RollBack("The outputs are not finite") from None
         self.method.train()
         try:
             for name, image in sheets.items():

@@ -226,8 +226,8 @@ def inputs(path: Path, out: Path, bad: list[Path]) -> Iterator[tuple[Path, str]]
         name = "-".join(file.relative_to(os.path.abspath(path)).with_suffix("").parts)
         longer = f"{name}-{file.suffix[1:]}"
         names = itertools.chain((name, longer), (f"{longer}-{n}" for n in itertools.count(2)))
-        name = next(n for n in names if n not in taken)
-        taken.add(name)
+        name = next(n for n in names if n.casefold() not in taken)
+        taken.add(name.casefold())
         yield file, name
 
 

@@ -127,7 +127,7 @@ class Translator:
         to: str,
         styles: int = 8,
         seed: int = 0,
-        style_from: Picture | None = None,
+        style_from: Style | None = None,
         source: str | None = None,
         size: int | None = None,
     ) -> list[Image.Image]:
@@ -263,7 +263,7 @@ class Translator:
 
     @torch.inference_mode()
     def codes(
-        self, target: int, source: int, styles: int, seed: int, style_from: Picture | None
+        self, target: int, source: int, styles: int, seed: int, style_from: Style | None
     ) -> Tensor | None:
         """The styles (n, ...) that a request names; None for a method that has none."""
         ways = self.method.styles(source, target)
@@ -284,7 +284,12 @@ class Translator:
         """The style (1, ...) of a seed or of a reference image; one that is given, as it is."""
         ways = self.method.styles(source, target)
         if isinstance(style, Tensor):
-            return style.to(self.device)
+            n = self.components(target, source) if "latent" in ways else style.shape[-1]
+            if style.shape != (1, n):
+                raise ConfigProblem(
+                    f"A style of this model is a tensor (1, {n}), not {tuple(style.shape)}: give one at a time."
+                )
+            return style.to(self.device, torch.float32)
         if not ways & {"latent", "reference"}:
             raise ConfigProblem(
                 f"{self.run.method.name} makes one result of an image: leave --style-from and --interpolate out."

@@ -473,6 +473,8 @@ def loader(
                     sampler=range(start, len(batches)),
                     collate_fn=as_it_is,
                     num_workers=workers,
+                    # what they report, and the cache's counts, are shared by forking
+                    multiprocessing_context="fork" if workers else None,
                     timeout=READER_SECONDS if workers else 0,
                     prefetch_factor=4 if workers else None,
                     persistent_workers=workers > 0,
@@ -516,7 +518,8 @@ def die_with_parent(worker: int) -> None:
 
     On Linux the kernel kills this process when the trainer dies, however it dies.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, AttributeError, TypeError):
         import ctypes
 

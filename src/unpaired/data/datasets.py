@@ -11,6 +11,7 @@ import PIL
 import simplejpeg
 import torch
 
+from unpaired.checkpoint import read_json
 from unpaired.config import Data, nearest
 from unpaired.data.batches import FilePictures, Pictures, ScenePictures, generator
 from unpaired.data.cache import ImageCache
@@ -57,6 +58,12 @@ def refuse_moved(data: Data, remedy: str) -> None:
         raise ConfigProblem(
             f"{escape(gone[0])}, where the run had its images, does not exist: say {remedy}."
         )
+
+
+def known_images(folder: Path) -> Fingerprint | None:
+    """What a run's images were when it was last trained; None where it has not said."""
+    path = folder / "dataset.json"
+    return read_json(path, Fingerprint.from_json) if path.is_file() else None
 
 
 def open_dataset(

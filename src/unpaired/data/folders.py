@@ -81,20 +81,28 @@ class Fingerprint:
     digest: hex SHA-256 over split, domain, id and content of every file.
     files: id to (split, domain, size in bytes, mtime in ns, hex SHA-256 of the content).
     labels: id to the label that training learns, of those that have one; None where it was not written down.
+    validation: ids of training images that were held out for want of others; None as with labels.
     """
 
     digest: str
     files: Mapping[str, tuple[str, str, int, int, str]]
     labels: Mapping[str, str] | None = None
+    validation: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         files = {k: list(v) for k, v in self.files.items()}
-        return {"digest": self.digest, "files": files, "labels": self.labels}
+        return {
+            "digest": self.digest,
+            "files": files,
+            "labels": self.labels,
+            "validation": self.validation,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
         files = {k: tuple(v) for k, v in data["files"].items()}
-        return cls(data["digest"], files, data.get("labels"))
+        held = data.get("validation")
+        return cls(data["digest"], files, data.get("labels"), None if held is None else tuple(held))
 
 
 class Changes(NamedTuple):
@@ -174,7 +182,9 @@ class Listing:
             for path, e in patiently(self.entries.items(), "Reading the images once, to know them")
         }
         named = None if labels is None else {self.id(path): y for path, y in labels.items() if y}
-        return Fingerprint(_digest(files), files, named)
+        held = (self.entries[p] for of in self.files.get("val", {}).values() for p in of)
+        chosen = tuple(sorted({e.id for e in held if e.split == "train"}))
+        return Fingerprint(_digest(files), files, named, chosen)
 
 
 def compare(old: Fingerprint, new: Fingerprint) -> Changes:
@@ -219,7 +229,8 @@ def scan(
     domain without labels. domains: the images of these alone, where all of them are found.
     validation: the fraction of training images that becomes the split "val" where there is none;
     chosen by content, so that equal images stay on one side and the choice does not depend on
-    names; none from fewer than 20. known: an earlier fingerprint, to save time.
+    names; none from fewer than 20. known: an earlier fingerprint, whose validation stays, and to save
+    time.
 
     Raises ConfigProblem for a folder that does not exist, DataProblem for one that has no images,
     or has them in no layout that we understand.
@@ -742,6 +753,8 @@ def _choose_validation(
     what one domain gives away the others do not keep. A pair goes by the hash of its first image.
     """
     train = [(path, e) for path, e in placed if e.split == "train"]
+    if known and known.validation is not None:  # what was held out stays so, and nothing else was
+        return {e.id for _, e in train} & set(known.validation)
     told = patiently(train, "Reading the images once, to choose those of validation")
     hashes = {e.id: _content(path, e, known) for path, e in told}
     if paired:

@@ -87,29 +87,25 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise ConfigProblem(f"--protocol: there is no '{protocol}': {nearest(protocol, PROTOCOLS)}")
     check_seed(seed)
-    translator = Translator.load(run)
     path = Path(run)
+    translator, digest = unchanging(path)
     folder = RunFolder(path) if path.is_dir() else None
     written = placed(Path(out) if out else metrics_file(path))  # before long work
     method, config = translator.method, translator.run
     share = PROTOCOLS[protocol].share(count_directions(method, PROTOCOLS[protocol]))
     tools = Tools(PROTOCOLS[protocol].scaled(share), seed, translator.device, say)
-    tools.features = [
-        load_features(Path(f), say).to(tools.device)
-        for f in ([features] if isinstance(features, str | PathLike) else features)
-    ]
+    tools.features = [load_features(Path(f), say).to(tools.device) for f in listed(features)]
     about_lpips = None
     if lpips:
-        net, about_lpips = load_distance([Path(p) for p in lpips])
+        net, about_lpips = load_distance([Path(p) for p in listed(lpips)])
         tools.lpips = net.to(tools.device)
     roots = [data] if isinstance(data, str | PathLike) else data
     named = [fspath(root) for root in roots] if roots else None
     settings, dataset = open_images(config, folder, translator.domains, named, paired)
     split = held_out(dataset)
     if split == "val":
-        tools.leave_out(
-            "there are no test images, so figures are of validation images, which judged the samples too."
-        )
+        seen = "" if data else ", which judged the samples too"
+        tools.leave_out(f"there are no test images, so figures are of validation images{seen}.")
 
     def images(of: str, domain: int) -> Images:
         return Images(dataset.splits[of][domain], settings.hw, settings.channels, dataset.listing)
@@ -120,10 +116,10 @@ def evaluate(
         tools,
     )
     own = [Side(d, images("train", i), kept[i]) for i, d in enumerate(dataset.domains)]
-    if split == "test" and (n := trained_on(folder, [side.held for side in own])):
+    if n := trained_on(folder, [side.held for side in own], split):
         total = sum(len(side.held) for side in own)
         tools.leave_out(
-            f"nothing, but {n} of {total} test images were trained on: figures flatter."
+            f"nothing, but {n} of {total} {split} images were trained on: figures flatter."
         )
     result: dict[str, Any] = {
         "format": page.METRICS,
@@ -132,7 +128,7 @@ def evaluate(
         "step": translator.step,
         "model": {
             "file": "model.safetensors" if folder else path.name,
-            "sha256": sha256(model_file(path)),
+            "sha256": digest,
             "averaged": bool(config.train.ema),
         },
         "protocol": asdict(tools.protocol),
@@ -195,8 +191,25 @@ def evaluate(
     result = finite(result)
     write_atomic(written, json.dumps(result, indent=1, ensure_ascii=False).encode())
     if folder and not out:
-        page.write(folder, saved_run(config, folder), translator.step, alive=False)
+        running = (folder.read_status() or {}).get("status") == "running"
+        page.write(folder, saved_run(config, folder), translator.step, alive=running)
     return result
+
+
+def listed(
+    files: str | PathLike[str] | Sequence[str | PathLike[str]],
+) -> Sequence[str | PathLike[str]]:
+    return [files] if isinstance(files, str | PathLike) else files
+
+
+def unchanging(path: Path) -> tuple[Translator, str]:
+    """The model of a run that may be training, and the hash of just this one."""
+    digest = None
+    while True:
+        before, translator = digest, Translator.load(path)  # which refuses what is no model
+        digest = sha256(model_file(path))
+        if digest == before:
+            return translator, digest
 
 
 def evaluate_run(args: argparse.Namespace) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unpaired.checkpoint import RunFolder, read_json
+from unpaired.checkpoint import RunFolder
 from unpaired.config import Data, Run, absolute, load
 from unpaired.data.batches import FilePictures, Pictures, ScenePictures, luminance, usable
-from unpaired.data.datasets import Dataset, open_dataset, refuse_moved
+from unpaired.data.datasets import Dataset, known_images, open_dataset, refuse_moved
 from unpaired.data.folders import Listing, content_hash
 from unpaired.data.intake import escape
 from unpaired.errors import ConfigProblem, DataProblem
@@ -173,7 +173,8 @@ def open_images(
         "domains": wanted if settings.root == "scenes" or layout == "paired" else None,
     }
     settings = settings.model_copy(update=update)
-    dataset = open_dataset(settings, layout, run.train.seed)
+    known = known_images(folder.path) if folder and not data else None
+    dataset = open_dataset(settings, layout, run.train.seed, known=known)
     if unlabelled:
         return settings, dataset
     if lacking := [d for d in domains if d not in dataset.domains]:
@@ -200,11 +201,15 @@ def held_out(dataset: Dataset) -> str:
     )
 
 
-def trained_on(folder: RunFolder | None, images: Sequence[Images]) -> int:
-    """How many of the test images the run was trained on, by their content."""
-    path = folder.path / "dataset.json" if folder else None
-    if path is None or not path.is_file():
-        return 0
-    files = read_json(path, lambda record: record["files"].values())
-    known = {content for split, _, _, _, content in files if split == "train"}
+def trained_on(folder: RunFolder | None, images: Sequence[Images], split: str) -> int:
+    """How many of the held-out images of a split the run was trained on, by their content."""
+    then = known_images(folder.path) if folder else None
+    if then is None or (split == "val" and then.validation is None):
+        return 0  # of before it was written down
+    held = set(then.validation or ())
+    known = {
+        content
+        for name, (of, _, _, _, content) in then.files.items()
+        if of == "train" and name not in held
+    }
     return sum(c in known for part in images if part.listing is not None for c in part.contents())

@@ -87,6 +87,7 @@ def real(
     return images.contiguous(memory_format=torch.channels_last), masks, factors
 
 
+@torch.random.fork_rng(devices=[])
 def train_reader(domain: str, size: tuple[int, int], epochs: int = 8, batch: int = 30) -> Reader:
     """A reader of `domain`, trained on scenes that no run of seed below 1,000 sees."""
     x, masks, factors = real(domain, size, "train", READER_SCENES, seed=1000)
