@@ -20,8 +20,10 @@ from unpaired.translator import NotFinite, Translator
 
 def write_metrics(run, swd, digest="abc"):
     figures = {"SWD": swd, "coverage": swd, "change": swd}
-    data = {"root": "scenes", "size": [16, 16], "domains": {"outline": {"digest": digest}}}
+    data = {"root": "scenes", "size": [16, 16], "domains": {}}
+    data["domains"]["outline"] = {"digest": digest, "train": 9}
     measured = {"protocol": {"name": "quick"}, "split": "test", "data": data, "step": 1}
+    measured["seed"] = 0
     measured["format"] = "unpaired metrics 1"
     measured["model"] = {"sha256": sha256(run / "model.safetensors")}
     measured["means"] = {"latent": {"model": figures, "real": {"SWD": 0}}}
