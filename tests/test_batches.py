@@ -1,7 +1,9 @@
 """Batches are a pure function of (seed, step); bad files are told once and stood in for."""
 
+import multiprocessing
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,19 @@ from PIL import Image
 from unpaired import train
 from unpaired.checkpoint import RunFolder
 from unpaired.cli import main
-from unpaired.data.batches import Batches, FilePictures, luminance, mirrored, spread, to_device
+from unpaired.data.batches import (
+    Batches,
+    FilePictures,
+    loader,
+    luminance,
+    mirrored,
+    spread,
+    to_device,
+)
 from unpaired.data.datasets import open_dataset
 from unpaired.data.folders import scan
 from unpaired.errors import DataProblem, Problem
+from unpaired.metrics.images import open_images
 
 
 def folder(path, names, size=(40, 30), seed=0):
@@ -336,10 +347,55 @@ def test_T17_a_run_keeps_what_it_is_made_of(two, tmp_path, capsys):
     assert (
         "method.dim: 4 -> 8" in printed and "data.batch: 2 -> 3" in printed and "--init" in printed
     )
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("lambda_x: 10.0", "lambda_x: 3.0"))
+    assert main(["train", "--resume", str(run), "train.steps=2"]) == 2
+    printed = capsys.readouterr().err
+    assert "method.lambda_x: 10.0 -> 3.0" in printed and "config.yaml" in printed
+    (run / "config.yaml").write_text(config)
+    assert main(["train", "--resume", str(run), "data.root=photos", "train.steps=2"]) == 2
+    assert "scenes" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "train.log_every=7", "train.steps=2"]) == 0
     assert main(words) == 2  # the folder holds a run
     assert "--fresh" in capsys.readouterr().err
     assert main([*words, "--fresh"]) == 0
+
+
+def test_what_was_held_out_stays_so(tmp_path):
+    """Images that were trained on do not become validation when others are removed."""
+    names = [f"{i}.png" for i in range(40)]
+    for seed, name in enumerate(("outline", "painted")):
+        folder(tmp_path / "data" / name, names, seed=seed)
+    run = tiny.run(steps=1)
+    run = run.model_copy(
+        update={"data": run.data.model_copy(update={"root": str(tmp_path / "data")})}
+    )
+    saved = RunFolder(tmp_path / "run")
+    train.fit(run, saved, say=str)
+
+    def held(of):
+        parts = open_images(run, saved, ("outline", "painted"), None)[1].splits[of]
+        return {p.name(i) for p in parts for i in range(len(p))}
+
+    before, trained = held("val"), held("train")
+    assert len(before) == 8 and len(trained) == 72
+    for path in sorted(before)[:3]:
+        os.unlink(path)
+    for path in sorted(trained)[:30]:
+        os.unlink(path)
+    assert held("val") == before - set(sorted(before)[:3])
+
+
+def test_readers_are_forked_whatever_the_default(two):
+    """By other ways of starting them, all that they report to would have to be pickled."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with closing(loader(batches(two[0].parent), 0, 1)) as source:
+            tensors, _ = next(source)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert tensors["x_1"].shape[0] == 4
 
 
 def test_spread_covers_all_kinds_of_sorted_images():

@@ -77,6 +77,26 @@ def test_my_lab_cut(tmp_path):
     assert done.returncode == 2 and "preset: my_lab.cut has none" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ('Update("H",', "names H, which is no network that learns"),
+        ('Update("G F",', "names F, which its loss does not reach"),
+    ],
+)
+def test_a_move_that_names_the_wrong_network(change, said, tmp_path, monkeypatch, capsys):
+    lab = f"lab_{len(change)}"
+    (tmp_path / lab).mkdir()
+    text = METHOD.replace('Update("G",', change)
+    text = text.replace("        self.G =", "        self.F = nn.Linear(1, 1)\n        self.G =")
+    (tmp_path / lab / "cut.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--method", f"{lab}.cut", "--data", "scenes", "--out", "run"]
+    settings = ["data.size=16", "data.batch=2", "data.count=20", "train.steps=2"]
+    assert main([*words, *settings]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [".x", "./cut.py", "my_lab..cut", "my-lab.cut"])
 def test_what_is_no_module_is_one_sentence(name, capsys):
     assert main(["train", "--method", name, "--data", "scenes"]) == 2

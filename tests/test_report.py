@@ -70,6 +70,8 @@ def test_images_that_have_moved_can_be_named(runs, tmp_path, capsys):
     assert main(line) == 2
     assert "--data" in capsys.readouterr().err
     assert main([*line, "--data", str(runs / "images")]) == 0
+    shutil.copytree(runs / "images" / "test", tmp_path / "held" / "test")
+    assert main([*line, "--data", str(tmp_path / "held")]) == 0  # none to be nearest to
     assert "outline to painted" in (tmp_path / "report.html").read_text()
 
 

@@ -23,6 +23,7 @@ from unpaired.config import Decay, load
 from unpaired.errors import ConfigProblem, Diverged, Problem, StorageProblem
 from unpaired.method import Step
 from unpaired.methods.munit import MUNIT
+from unpaired.translator import NotFinite
 
 
 def weights(path):
@@ -358,6 +359,31 @@ def test_starts_from_another_run(tmp_path):
     trainer = train.Trainer(other, RunFolder(tmp_path / "third"), lines.append)
     trainer.begin(resume=False, init=first, allow_dataset_change=False)
     assert "(G_1.E_s.fc.weight, G_1.E_s.fc.bias, ...) differ" in lines[-1]
+
+
+def test_another_run_gives_its_networks_and_not_its_pools(tmp_path):
+    first = fit(tiny.run("cyclegan", steps=2), tmp_path / "first")
+    for size in 32, 40:
+        config = tiny.run("cyclegan", size=size, steps=1)
+        trainer = train.Trainer(config, RunFolder(tmp_path / f"{size}"), str)
+        trainer.begin(resume=False, init=first, allow_dataset_change=False)
+        counts = [v for k, v in trainer.method.state_dict().items() if k.endswith(".count")]
+        assert len(counts) == 2 and not any(counts)
+
+
+def test_samples_that_are_not_finite_are_a_divergence(tmp_path, monkeypatch):
+    def broken(*args):
+        sheets.append(None)
+        if len(sheets) == 2:
+            raise NotFinite("NaN")
+        return sample(*args)
+
+    sheets, sample = [], train.sample_sheets
+    monkeypatch.setattr(train, "sample_sheets", broken)
+    run = fit(tiny.run("munit", "train.sample_every=3"), tmp_path)
+    log = RunFolder(run).read_log()
+    assert [r["step"] for r in log if "rollback" in r] == [2]
+    assert RunFolder(run).read_status()["status"] == "done"
 
 
 def test_schedules_are_functions_of_the_step():

@@ -591,6 +591,22 @@ def test_sheet_has_the_input_at_its_left():
     assert row.index((255, 0, 0)) < row.index((0, 0, 255))
 
 
+def test_loading_draws_no_random_numbers_of_the_caller(run):
+    torch.manual_seed(7)
+    Translator.load(run)
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_names_that_differ_in_case_alone(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "Cat.png", "cat.jpg":
+        Image.new("RGB", (16, 16)).save(tmp_path / "in" / name)
+    names = [name for _, name in inputs(tmp_path / "in", tmp_path / "out", [])]
+    assert len({name.casefold() for name in names}) == 2
+
+
 def test_plausible_mistakes_are_one_sentence(run, photo, tmp_path, capsys):
     t = Translator.load(run)
     wrong = {
@@ -600,6 +616,10 @@ def test_plausible_mistakes_are_one_sentence(run, photo, tmp_path, capsys):
         "at least 2 --steps": lambda: t.sweep(photo, "painted", 0, steps=1),
         "finite": lambda: t.sweep(photo, "painted", 0, low=1, high=1),
         "list": lambda: t.translate([photo], to="painted"),
+        r"\(1, 8\), not \(4, 8\)": lambda: t.interpolate(photo, torch.zeros(4, 8), 2, to="painted"),
+        r"\(1, 8\), not \(1, 5\)": lambda: t.translate(
+            photo, to="painted", style_from=torch.zeros(1, 5)
+        ),
         "H, W, 3": lambda: t.translate(np.zeros((0, 5, 3), np.uint8), to="painted"),
     }
     for words, call in wrong.items():

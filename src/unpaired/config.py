@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
@@ -190,9 +190,14 @@ class Run(Section):
 
     def build(self, domains: tuple[str, ...], initialise: bool = True) -> Method:
         """The method's networks, initialised from `train.seed`; if not, for weights to be loaded, without averages."""
-        if initialise:
-            torch.manual_seed(self.train.seed)
-        with nullcontext() if initialise else Uninitialised():
+        with ExitStack() as stack:
+            if initialise:
+                torch.manual_seed(self.train.seed)
+            else:
+                stack.enter_context(
+                    torch.random.fork_rng(devices=[])
+                )  # some layers draw all the same
+                stack.enter_context(Uninitialised())
             shape = Shape(*self.data.hw, self.data.channels)
             method = self.method_class()(self.method, domains, shape)
         if initialise:
