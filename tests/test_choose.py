@@ -39,6 +39,7 @@ def test_a_table_and_a_page(tmp_path, capsys, monkeypatch):
     for words, key in (
         (other, "lambda_mi"),
         (labelled, "data.labels"),
+        ([*command[:-1], "train.steps=3"], "train.steps: 2 -> 3"),
         ([*command[:5], str(out), *command[6:]], "data.root"),
     ):
         assert main([*words, "--out", str(out)]) == 2  # nor taken for runs of other settings

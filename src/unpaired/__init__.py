@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unpaired.errors import Problem
 from unpaired.heap import huge_pages
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from unpaired.translator import Translator
 
 __version__ = "0.1.0"
-__all__ = ["Translator", "evaluate"]
+__all__ = ["Problem", "Translator", "evaluate"]
 huge_pages()  # before anything of ours makes a tensor
 
 

@@ -124,6 +124,10 @@ def trained(
         places = {k: (getattr(begun.data, k), getattr(run.data, k)) for k in ("root", "labels")}
         odd = [f"data.{k}: {a} -> {b}" for k, (a, b) in places.items() if a != b]
         odd += changes(begun, run)
+        if (
+            begun.train.steps != run.train.steps
+        ):  # of unequal lengths the longer one would look better
+            odd.append(f"train.steps: {begun.train.steps} -> {run.train.steps}")
         if odd:
             raise ConfigProblem(
                 f"{folder.path} holds a run of other settings ({'; '.join(odd[:3])}): choose another --out."
