@@ -13,7 +13,7 @@ from test_feature_networks import published
 
 import unpaired
 from unpaired import train
-from unpaired.checkpoint import RunFolder
+from unpaired.checkpoint import RunFolder, load_model, save_model
 from unpaired.cli import main
 from unpaired.data.intake import write_png
 from unpaired.data.scenes import draw
@@ -359,6 +359,24 @@ def test_test_images_that_were_trained_on_are_told(tmp_path, data, munit):
     shutil.copytree(data / "train", leaky / "test")
     result = unpaired.evaluate(munit, data=str(leaky), say=quiet)
     assert any("were trained on" in sentence for sentence in result["left out"])
+
+
+def test_figures_name_the_model_that_was_measured(tmp_path, munit, monkeypatch):
+    """Also where the run saves another one meanwhile."""
+    path, load, loads = tmp_path / "run", evaluation.Translator.load, []
+    shutil.copytree(munit, path)
+
+    def slow(*args):
+        found = load(*args)
+        loads.append(found)
+        if len(loads) == 1:
+            tensors, about = load_model(path / "model.safetensors")
+            save_model(path / "model.safetensors", tensors, about | {"step": "99"})
+        return found
+
+    monkeypatch.setattr(evaluation.Translator, "load", slow)
+    translator, digest = evaluation.unchanging(path)
+    assert translator.step == 99 and digest == features.sha256(path / "model.safetensors")
 
 
 def test_a_classifier_that_cannot_tell_is_not_believed(tmp_path, munit):

@@ -654,12 +654,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         code = args.function(args) or 0
-        if (
-            unseen and args.command != "train"
-        ):  # of training nothing is lost: it is in the run folder
-            raise StorageProblem(
-                f"the output could not be written ({unseen[0].strerror}): make room."
-            )
+        if unseen and args.command != "train":  # which has it all in the run folder
+            why = unseen[0].strerror
+            raise StorageProblem(f"the output could not be written ({why}): make room.")
         return code
     except Problem as problem:
         complain(str(problem))

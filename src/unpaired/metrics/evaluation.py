@@ -204,12 +204,12 @@ def listed(
 
 def unchanging(path: Path) -> tuple[Translator, str]:
     """The model of a run that may be training, and the hash of just this one."""
-    digest = None
+    file = model_file(path)
+    after = sha256(file) if file.is_file() else ""  # what is no model is refused by loading it
     while True:
-        before, translator = digest, Translator.load(path)  # which refuses what is no model
-        digest = sha256(model_file(path))
-        if digest == before:
-            return translator, digest
+        before, translator = after, Translator.load(path)
+        if (after := sha256(file)) == before:
+            return translator, after
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
