@@ -75,9 +75,8 @@ class Data(Section):
     labels: Annotated[str | None, AfterValidator(label_file)] = None
     labelled: float = Field(1.0, gt=0, le=1)  # the share of these that training sees
     channels: Literal[1, 3] = 3  # 1 for grey images
-    batch: int = Field(
-        1, ge=1, le=65_536
-    )  # images of each domain in a step; many domains: of all together
+    # Images of each domain in a step; many domains: of all together
+    batch: int = Field(1, ge=1, le=65_536)
     # Processes that read; auto: none on a CPU
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     # GiB of decoded images that stay on this machine, for the next epoch and run; auto: 4, at most a
@@ -150,6 +149,10 @@ class Train(Section):
     tensorboard: bool = False  # needs the extra `log`
 
 
+# What reading YAML raises; a ValueError where 2024-13-45 looks like a date
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 class Uninitialised(TorchFunctionMode):
     """While it lasts, parameters are not initialised: most of the time that building networks takes."""
 
@@ -193,10 +196,8 @@ class Run(Section):
         with ExitStack() as stack:
             if initialise:
                 torch.manual_seed(self.train.seed)
-            else:
-                stack.enter_context(
-                    torch.random.fork_rng(devices=[])
-                )  # some layers draw all the same
+            else:  # some layers draw all the same, from the caller's numbers
+                stack.enter_context(torch.random.fork_rng(devices=[]))
                 stack.enter_context(Uninitialised())
             shape = Shape(*self.data.hw, self.data.channels)
             method = self.method_class()(self.method, domains, shape)
@@ -351,7 +352,7 @@ def override(word: str) -> dict[str, Any]:
         )
     try:
         tree: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):  # 2024-13-45 looks like a date
+    except NOT_YAML:
         tree = value
     for part in reversed(key.split(".")):
         tree = {part: tree}
@@ -371,11 +372,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigProblem(f"{path} is a folder and not a config: {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigProblem(f"{path} cannot be read as a config: {error}.") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # the second: 2024-13-45 looks like a date
+    except NOT_YAML as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigProblem(f"{path} is not valid YAML{line}: mend it there.") from None

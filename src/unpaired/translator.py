@@ -189,7 +189,7 @@ class Translator:
         """The styles (steps, ...) on the straight line from `a` to `b`."""
         if steps < 2:
             raise ConfigProblem(f"steps={steps}: a line needs 2 at the least.")
-        check_steps(steps)
+        check_number(steps)
         ends = [self.style(s, target, source) for s in (a, b)]
         points = torch.linspace(0, 1, steps).to(self.device)
         return torch.cat([torch.lerp(ends[0], ends[1], t) for t in points])
@@ -402,13 +402,15 @@ class Translator:
 
 def misfits(run: Run, domains: tuple[str, ...], tensors: Mapping[str, Tensor]) -> list[str]:
     """What is lacking, left over or of another shape in a file, found before memory is taken for what it claims."""
+    n = len(domains)
     try:
         check_layout(run.method_class().layout, domains, run.method.name)
+        fits = n <= MOST_DOMAINS
     except ConfigProblem:
-        return [f"{len(domains)} domain{'s' * (len(domains) != 1)}"]
-    if len(domains) > MOST_DOMAINS:
-        return [f"{len(domains)} domains"]
-    if len(set(domains)) < len(domains):
+        fits = False
+    if not fits:
+        return [f"{n} domain{'s' * (n != 1)}"]
+    if len(set(domains)) < n:
         return ["domains of equal names"]
     with torch.device("meta"):
         method = run.build(domains, initialise=False)
@@ -430,14 +432,14 @@ def room(x: Tensor) -> int:
 
 def linspace(low: float, high: float, steps: int) -> list[float]:
     """`steps` evenly spaced numbers, ends included; the middle of symmetric ones is 0."""
-    check_steps(steps)
+    check_number(steps)
     parts = [i / max(steps - 1, 1) for i in range(steps)]
     return [low * (1 - t) + high * t for t in parts]
 
 
-def check_steps(steps: int) -> None:
-    if steps > MOST_STYLES:
-        raise ConfigProblem(f"steps={steps}: {MOST_STYLES:,} at most.")
+def check_number(styles: int) -> None:
+    if styles > MOST_STYLES:
+        raise ConfigProblem(f"{styles:,} styles are too many: ask for {MOST_STYLES:,} at most.")
 
 
 def check_seed(seed: int) -> None:
@@ -448,8 +450,7 @@ def check_seed(seed: int) -> None:
 def random_styles(method: Method, n: int, target: int, seed: int) -> Tensor:
     """`n` styles of a seed; the first ones are the same for every `n`."""
     check_seed(seed)
-    if n > MOST_STYLES:
-        raise ConfigProblem(f"{n:,} styles are too many: ask for {MOST_STYLES:,} at most.")
+    check_number(n)
     generator = torch.Generator().manual_seed(int(seed))
     return torch.cat([method.sample_style(1, target, generator) for _ in range(n)])
 

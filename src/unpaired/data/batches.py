@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unpaired.data.augment import View
 from unpaired.data.cache import ImageCache
-from unpaired.data.folders import Entry, content_hash, halves
+from unpaired.data.folders import UNREADABLE, Entry, content_hash, halves
 from unpaired.data.intake import answered, escape, examine, resize
 from unpaired.errors import ConfigProblem, DataProblem, Problem, StorageProblem
 from unpaired.pictures import from_array
@@ -147,11 +147,11 @@ class FilePictures:
         if self.cache is None:
             return None
         path = self.files[index]
-        entry, content = self.entries.get(path), self.contents.get(path, "unreadable")
+        entry, content = self.entries.get(path), self.contents.get(path, UNREADABLE)
         if now and (not entry or (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns)):
             content = content_hash(path, now.st_size, now.st_mtime_ns)
         side = "" if self.half is None else f"-{self.half}"
-        return None if content == "unreadable" else content + side
+        return None if content == UNREADABLE else content + side
 
     def compare(self, index: int, now: os.stat_result | None) -> None:
         """Tells once of a file that is not what the scan saw."""
